@@ -1,0 +1,1 @@
+"""Detection: data, training, validation, prediction and export of YOLOv5 networks."""
