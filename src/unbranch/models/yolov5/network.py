@@ -1,0 +1,115 @@
+"""YOLOv5: backbone, neck and head, built from a description."""
+
+from dataclasses import replace
+from typing import Any, Self
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from unbranch.blocks import Deployable
+from unbranch.models.yolov5.backbones import ClassifierBackbone, CSPBackbone
+from unbranch.models.yolov5.description import Description, describe
+from unbranch.models.yolov5.head import Detect, RawMap
+from unbranch.models.yolov5.layers import C3
+from unbranch.models.yolov5.neck import Neck
+
+
+class YOLOv5(Deployable, nn.Module):
+    """An anchor-based detector of the layout of YOLOv5 release 6 and 7, its C3 blocks re-parameterizable.
+
+    Images (N, 3, H, W) in 0..1, H and W multiples of the largest stride. In training mode it returns the raw maps of each
+    level, (N, anchors, rows, columns, 5 + classes) logits; in eval mode the decoded predictions (N, total, 5 + classes):
+    x, y, w, h in pixels, objectness and class probabilities.
+
+    `names` are the classes; `description` is what it was built from, with the anchors that it has now.
+
+    >>> yolov5("yolov5n", num_classes=3).eval()(torch.ones(1, 3, 64, 96)).shape
+    torch.Size([1, 378, 8])
+    """
+
+    def __init__(self, description: Description) -> None:
+        super().__init__()
+        self._description = description
+        d = description
+        blocks = dict(zip(d.stage_names, d.blocks, strict=True))
+
+        def stage(name: str, c_in: int, c_out: int, depth: int, residual: bool) -> C3:
+            return C3(c_in, c_out, depth, blocks[name], d.bottleneck, residual, d.activation)
+
+        channels = d.channels[2:]
+        if d.backbone == "csp":
+            self.backbone = CSPBackbone(
+                d.channels, d.depths, lambda name, i, o, depth: stage(name, i, o, depth, True), d.activation
+            )
+        else:
+            self.backbone = ClassifierBackbone(d.backbone, d.strides, channels[-1], d.activation)
+        self.neck = Neck(
+            self.backbone.feature_channels,
+            channels,
+            lambda name, i, o: stage(name, i, o, d.neck_depth, False),
+            d.activation,
+        )
+        self.detect = Detect(channels, d.anchors, d.strides, d.num_classes)
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the classes, in the order of their indices."""
+        return list(self._description.names)
+
+    @property
+    def stride(self) -> int:
+        """Image sides must be multiples of this."""
+        return self._description.strides[-1]
+
+    @property
+    def description(self) -> Description:
+        """What this network was built from, with the anchors of its head as they are now."""
+        return self._description.with_anchors(self.detect.anchors.tolist())
+
+    def set_anchors(self, anchors: Float[Tensor, "levels anchors 2"]) -> None:
+        """Put other anchors, (width, height) in pixels, into the head.
+
+        Raises `ValueError` where the shape differs or a side is not positive.
+        """
+        self.detect.set_anchors(anchors)
+
+    def rename(self, names: list[str]) -> None:
+        """Give the classes other names. Raises `ValueError` where their number differs."""
+        if len(names) != self.detect.num_classes:
+            raise ValueError(f"{len(names)} names for {self.detect.num_classes} classes")
+        self._description = replace(self._description, names=tuple(names))
+
+    @property
+    def deployed(self) -> bool:
+        """Whether nothing is left to fold."""
+        return not any(module.deploy_children() for module in self.modules() if isinstance(module, Deployable))
+
+    def fuse(self) -> Self:
+        """Every block and every convolution with its norm becomes one convolution, in place; returns the network.
+
+        The same as `switch_to_deploy()`, under the name that YOLO's users know. Call `eval()` first.
+        """
+        self.switch_to_deploy()
+        return self
+
+    def maps(self, images: Float[Tensor, "n 3 h w"]) -> list[RawMap]:
+        """The raw maps of each level, in either mode; `detect.decode` makes boxes of them."""
+        return self.detect.raw(self.neck(self.backbone(images)))
+
+    def forward(self, images: Float[Tensor, "n 3 h w"]) -> list[RawMap] | Float[Tensor, "n boxes values"]:
+        return self.detect(self.neck(self.backbone(images)))
+
+
+def yolov5(network: str | Description = "yolov5n", **options: Any) -> YOLOv5:
+    """A YOLOv5 by name or description, freshly initialised; options are those of `describe`.
+
+    Raises `ValueError` naming the option and the value.
+
+    >>> yolov5("yolov5n", num_classes=2, block="repvgg", bottleneck="3x3-3x3").names
+    ['class0', 'class1']
+    """
+    if isinstance(network, Description):
+        if options:
+            raise ValueError(f"options {', '.join(options)} beside a description; put them into the description")
+        return YOLOv5(network)
+    return YOLOv5(describe(network, **options))

@@ -1,0 +1,122 @@
+"""The convolutions of a YOLOv5: one plain layer, and the blocks that may stand where a 3x3 stood."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+from torch import nn
+
+from unbranch.blocks import Block, ConvSpec, MobileOneBlock, RepVGGBlock
+from unbranch.blocks.activation import Activation
+from unbranch.blocks.block import Sum
+
+NORM_EPS = 1e-3
+NORM_MOMENTUM = 0.03
+
+
+def batch_norm(channels: int) -> nn.BatchNorm2d:
+    """Batch norm with YOLOv5's eps 1e-3 and momentum 0.03.
+
+    >>> batch_norm(4).eps
+    0.001
+    """
+    return nn.BatchNorm2d(channels, eps=NORM_EPS, momentum=NORM_MOMENTUM)
+
+
+def _plain(spec: ConvSpec) -> Sum:
+    """One convolution and its norm, padded by (k - 1) // 2 on all sides, as YOLOv5 pads its 6x6 stem by 2."""
+    convolution = nn.Conv2d(
+        spec.in_channels,
+        spec.out_channels,
+        (spec.kernel[0], spec.kernel[1]),
+        (spec.stride[0], spec.stride[1]),
+        ((spec.kernel[0] - 1) // 2, (spec.kernel[1] - 1) // 2),
+        groups=spec.groups,
+        bias=False,
+    )
+    return Sum({"dense": nn.Sequential(convolution, spec.norm(spec.out_channels))})
+
+
+class Conv(Block):
+    """y = act(norm(w * x)): YOLOv5's layer. `switch_to_deploy()` leaves act(w' * x + b').
+
+    Shapes: (N, in_channels, H, W) -> (N, out_channels, ceil(H / stride), ceil(W / stride)) for odd kernels.
+
+    >>> Conv(3, 16, 6, 2)(torch.ones(1, 3, 64, 96)).shape
+    torch.Size([1, 16, 32, 48])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 1,
+        stride: int = 1,
+        groups: int = 1,
+        activation: Activation = "silu",
+    ) -> None:
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            _plain,
+            groups=groups,
+            norm=batch_norm,
+            activation=activation,
+        )
+
+
+KINDS: Mapping[str, Callable[..., nn.Module]] = {"plain": Conv, "repvgg": RepVGGBlock, "mobileone": MobileOneBlock}
+"""Kinds of block by name: each is called with (channels in, channels out, kernel_size=3, activation=…, **options)."""
+
+
+@dataclass(frozen=True)
+class BlockChoice:
+    """Which block a stage uses, and the options that it is built with, as plain data.
+
+    >>> BlockChoice.from_plain({"kind": "mobileone", "num_branches": 4})
+    BlockChoice(kind='mobileone', options=(('num_branches', 4),))
+    """
+
+    kind: str = "plain"
+    options: tuple[tuple[str, Any], ...] = ()
+
+    @classmethod
+    def from_plain(cls, plain: Any) -> Self:
+        """From a kind's name or a mapping `{"kind": name, option: value, …}`."""
+        if isinstance(plain, str):
+            return cls(plain)
+        if not isinstance(plain, Mapping) or not all(isinstance(key, str) for key in plain):
+            raise ValueError(f"block: {plain!r} is neither a kind nor a mapping with one")
+        return cls(plain.get("kind", "plain"), tuple((key, v) for key, v in plain.items() if key != "kind"))
+
+    def to_plain(self) -> str | dict[str, Any]:
+        return {"kind": self.kind, **dict(self.options)} if self.options else self.kind
+
+    def with_shortcut(self, shortcut: str | None) -> Self:
+        """The same choice with that shortcut, where it may have one and names none."""
+        if shortcut is None or self.kind == "plain" or "shortcut" in dict(self.options):
+            return self
+        return replace(self, options=(*self.options, ("shortcut", shortcut)))
+
+    def build(self, in_channels: int, out_channels: int, activation: Activation, kernel_size: int = 3) -> nn.Module:
+        """The block, with YOLOv5's batch norm.
+
+        >>> BlockChoice("repvgg").build(8, 8, "silu")(torch.ones(2, 8, 5, 5)).shape
+        torch.Size([2, 8, 5, 5])
+        """
+        options = dict(self.options) if self.kind == "plain" else {"norm": batch_norm, **dict(self.options)}
+        return KINDS[self.kind](in_channels, out_channels, kernel_size, activation=activation, **options)
+
+
+def check_block(choice: BlockChoice, stage: str) -> None:
+    """Raise `ValueError`, naming the stage, where `choice` does not make a block."""
+    if choice.kind not in KINDS:
+        raise ValueError(f"block of {stage}: {choice.kind!r}; known kinds are {', '.join(KINDS)}")
+    if not all(isinstance(value, str | int | float | bool | None) for _, value in choice.options):
+        raise ValueError(f"block of {stage}: {dict(choice.options)}; options are numbers, text, true, false or null")
+    try:
+        choice.build(8, 8, None)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"block of {stage}: {choice.kind} with {dict(choice.options)}: {error}") from error
