@@ -18,7 +18,7 @@ help:
 	@echo 'make test    format, lint, types, floors, tests'
 	@echo 'make bench   every benchmark, side by side with its peers'
 	@echo 'make zoo     fold the model zoos of other libraries (minutes)'
-	@echo 'make clean   remove .venv, runs/ and caches'
+	@echo 'make clean   remove runs/ and caches; .venv stays'
 
 demo: $(VENV)/.demo
 	$(BIN)/unbranch demo
@@ -39,8 +39,8 @@ zoo: $(VENV)/.dev
 	$(SINGLE_THREAD) $(BIN)/python -m pytest -m zoo -n $(JOBS) --dist worksteal
 
 clean:
-	rm -rf $(VENV) runs dist build .pytest_cache .ruff_cache .hypothesis
-	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -rf runs dist build .cache .pytest_cache .ruff_cache .hypothesis
+	find src tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # constraints.txt fixes every version, so that each machine gets the same ones.
 $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/pip
