@@ -1,0 +1,168 @@
+"""Augmentation: mosaic, scale and translate, flip, colour; on uint8 pictures, drawn from one generator a picture.
+
+    position in the result = gain · (position on the canvas - canvas centre) + result's centre + shift
+
+Scale and translate are folded into the placing of each picture, so every pixel is resized once, at its final size.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms.v2 import functional as v2
+
+from unbranch.detect.letterbox import GREY
+from unbranch.detect.recipe import Recipe
+
+MIN_SIDE = 2.0
+"""Pixels that a box must still be wide and high after augmentation."""
+MIN_AREA = 0.1
+"""Share of its area that a box must still show."""
+MAX_ASPECT = 100.0
+
+
+class Sample(NamedTuple):
+    """A picture with its boxes: (3, h, w) uint8, corners in its pixels, class indices."""
+
+    image: tv_tensors.Image
+    boxes: tv_tensors.BoundingBoxes
+    classes: Int64[Tensor, " n"]
+
+
+def sample(
+    image: UInt8[Tensor, "3 h w"], boxes: Float[Tensor, "n 4"], classes: Int64[Tensor, " n"]
+) -> Sample:
+    """Wrap tensors as the tv_tensors that torchvision.transforms.v2 works on."""
+    height, width = image.shape[-2:]
+    return Sample(
+        tv_tensors.Image(image),
+        tv_tensors.BoundingBoxes(boxes, format=tv_tensors.BoundingBoxFormat.XYXY, canvas_size=(height, width)),  # pyright: ignore[reportCallIssue]
+        classes,
+    )
+
+
+def compose(samples: Sequence[Sample], size: int, recipe: Recipe, draw: np.random.Generator) -> Sample:
+    """One (3, size, size) training sample from one picture, or from four as a mosaic.
+
+    Four pictures meet at a point drawn within the middle half of a canvas of twice the size; one picture lies
+    centred, as in a letterbox. The whole is scaled by 1 ± `recipe.scale` and shifted by ± `recipe.translate`.
+    Boxes that shrink below 2 pixels, to a tenth of their area or to needles are dropped.
+
+    Example:
+        >>> grey = sample(torch.zeros(3, 48, 64, dtype=torch.uint8), torch.zeros(0, 4), torch.zeros(0).long())
+        >>> compose([grey] * 4, 64, Recipe(), np.random.default_rng(0)).image.shape
+        torch.Size([3, 64, 64])
+    """
+    gain = float(draw.uniform(1 - recipe.scale, 1 + recipe.scale))
+    shift = draw.uniform(-recipe.translate, recipe.translate, 2) * size
+    if len(samples) == 1:
+        height, width = samples[0].image.shape[-2:]
+        corners = [np.array([-width / 2, -height / 2])]
+    else:
+        corners = _mosaic_corners(samples, draw.uniform(-size / 2, size / 2, 2))
+    canvas = torch.full((size, size, 3), GREY, dtype=torch.uint8).permute(2, 0, 1)
+    boxes, classes = [], []
+    for part, corner in zip(samples, corners, strict=True):
+        origin = corner * gain + shift + size / 2
+        _paste(canvas, part.image, origin, gain)
+        boxes.append(_moved(part.boxes, gain, origin))
+        classes.append(part.classes)
+    return _kept(canvas, torch.cat(boxes), torch.cat(classes))
+
+
+def _mosaic_corners(samples: Sequence[Sample], centre: np.ndarray) -> list[np.ndarray]:
+    """The top-left corners of four pictures that meet at `centre`, which is relative to the canvas centre."""
+    corners = []
+    for index, part in enumerate(samples):
+        height, width = part.image.shape[-2:]
+        back = np.array([width if index % 2 == 0 else 0, height if index < 2 else 0])
+        corners.append(centre - back)
+    return corners
+
+
+def _paste(canvas: Tensor, image: Tensor, origin: np.ndarray, gain: float) -> None:
+    """Draw `image`, scaled by `gain`, on the canvas with its corner at `origin`; only what will be seen is resized."""
+    spans = []
+    for axis, extent in ((0, image.shape[-1]), (1, image.shape[-2])):
+        first = max(int(np.floor(-origin[axis] / gain)), 0)
+        last = min(int(np.ceil((canvas.shape[-1] - origin[axis]) / gain)), extent)
+        if last <= first:
+            return
+        spans.append((first, last, round(origin[axis] + first * gain), max(round((last - first) * gain), 1)))
+    (x0, x1, left, width), (y0, y1, top, height) = spans
+    seen = v2.resize_image(image[:, y0:y1, x0:x1], [height, width], antialias=False)
+    x, y = max(left, 0), max(top, 0)
+    shown = seen[:, y - top : canvas.shape[-2] - top, x - left : canvas.shape[-1] - left]
+    canvas[:, y : y + shown.shape[-2], x : x + shown.shape[-1]] = shown
+
+
+def _moved(boxes: Tensor, gain: float, origin: np.ndarray) -> Tensor:
+    return boxes.as_subclass(Tensor) * gain + torch.from_numpy(np.tile(origin, 2)).to(boxes.dtype)
+
+
+def _kept(canvas: Tensor, boxes: Tensor, classes: Tensor) -> Sample:
+    """Cut the boxes at the border and keep those that still show something."""
+    cut = v2.clamp_bounding_boxes(sample(canvas, boxes, classes).boxes).as_subclass(Tensor)
+    sides, before = cut[:, 2:] - cut[:, :2], boxes[:, 2:] - boxes[:, :2]
+    aspect = sides.max(1).values / sides.min(1).values.clamp(min=1e-9)
+    kept = (sides > MIN_SIDE).all(1) & (sides.prod(1) > MIN_AREA * before.prod(1)) & (aspect < MAX_ASPECT)
+    return sample(canvas, cut[kept], classes[kept])
+
+
+def flip(given: Sample, recipe: Recipe, draw: np.random.Generator) -> Sample:
+    """Mirrored left to right with probability `flip_horizontal`, upside down with `flip_vertical`."""
+    image, boxes, classes = given
+    if draw.random() < recipe.flip_horizontal:
+        image, boxes = v2.horizontal_flip(image), v2.horizontal_flip(boxes)
+    if draw.random() < recipe.flip_vertical:
+        image, boxes = v2.vertical_flip(image), v2.vertical_flip(boxes)
+    return Sample(image, boxes, classes)
+
+
+def recolour(given: Sample, recipe: Recipe, draw: np.random.Generator) -> Sample:
+    """Hue turned by ± `hue` of a full turn, saturation and value multiplied by 1 ± `saturation` and 1 ± `value`."""
+    turn, *gains = draw.uniform(-1, 1, 3) * (recipe.hue, recipe.saturation, recipe.value)
+    if not (recipe.hue or recipe.saturation or recipe.value):
+        return given
+    return Sample(tv_tensors.Image(shift_hsv(given.image, turn, 1 + gains[0], 1 + gains[1])), *given[1:])
+
+
+def shift_hsv(
+    image: UInt8[Tensor, "3 h w"], turn: float, saturation: float, value: float
+) -> UInt8[Tensor, "3 h w"]:
+    """Change hue (by `turn` of a full turn), saturation and value (by factors, clipped at 1) of an RGB picture.
+
+    With max M and min m of a pixel, S = (M - m) / M; a channel is V · (1 - S · k) where k in 0..1 depends on the hue
+    alone, k = (M - c) / (M - m). So saturation and value need no hue at all; a hue turn moves along k's hexagon.
+    Source: A. R. Smith, Color gamut transform pairs, 1978.
+
+    Example:
+        >>> shift_hsv(torch.full((3, 1, 1), 100, dtype=torch.uint8), 0.1, 2.0, 0.5).flatten().tolist()
+        [50, 50, 50]
+    """
+    rgb = image.as_subclass(Tensor).contiguous().float()
+    top, bottom = torch.maximum(torch.maximum(rgb[0], rgb[1]), rgb[2]), torch.minimum(torch.minimum(rgb[0], rgb[1]), rgb[2])
+    spread = top - bottom
+    depth = torch.minimum(spread * saturation, top)
+    away = (top - rgb).div_(spread.clamp(min=1))
+    if turn:
+        away = _turned(away, turn)
+    changed = (top - depth * away).mul_(value)
+    return changed.clamp_(0, 255).add_(0.5).floor_().clamp_(max=255).to(torch.uint8)
+
+
+def _turned(away: Tensor, turn: float) -> Tensor:
+    """The k of each channel after a hue turn: from k back to the hue in sixths of a turn, and forth again.
+
+    The hue is 0, 2 or 4 (red, green, blue lead) plus what separates the two channels that do not lead.
+    """
+    red, green, blue = away
+    sixths = torch.where(red <= 0, blue - green, torch.where(green <= 0, 2 + red - blue, 4 + green - red))
+    sixths = sixths + 6 * turn
+    offsets = torch.tensor([5.0, 3.0, 1.0]).view(3, 1, 1)
+    place = torch.remainder(offsets + sixths, 6)
+    return torch.minimum(place, 4 - place).clamp_(0, 1)

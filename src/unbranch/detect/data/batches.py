@@ -1,0 +1,187 @@
+"""Batches that depend on (seed, epoch, picture) alone, however many workers and ranks make them.
+
+The sampler hands out whole batches as keys; a key says everything that a worker needs, the epoch included.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from unbranch.detect.augment import Sample, compose, flip, recolour, sample
+from unbranch.detect.data.check import Split
+from unbranch.detect.errors import InputError
+from unbranch.detect.letterbox import GREY, Letterbox, place
+from unbranch.detect.recipe import Recipe
+
+ORDER, SIZES = 1, 2
+"""Streams of the epoch's own generator, beside those of its pictures."""
+
+
+class Key(NamedTuple):
+    """What one training batch is made of; `size` is the side it is trained at, in pixels."""
+
+    epoch: int
+    pictures: tuple[int, ...]
+    size: int
+
+
+class Batch(NamedTuple):
+    """images (n, 3, s, s) uint8; targets (m, 6): picture in the batch, class, x, y, w, h in pixels."""
+
+    images: UInt8[Tensor, "n 3 h w"]
+    targets: Float[Tensor, "m 6"]
+    epoch: int
+    size: int
+
+
+class EvaluationBatch(NamedTuple):
+    """images (n, 3, h, w) uint8, the pictures' indices in their split, and where each lies in its input."""
+
+    images: UInt8[Tensor, "n 3 h w"]
+    pictures: tuple[int, ...]
+    boxes: tuple[Letterbox, ...]
+
+
+class TrainingKeys(Sampler[Key]):
+    """Every picture once an epoch, in an order drawn from (seed, epoch); each rank takes its share of each batch.
+
+    The batches of an epoch have sizes that differ by one at most, so none is too small to train on. With
+    `multi_scale` m, a batch's side is drawn within size · (1 ± m), a multiple of `stride`.
+
+    Raises InputError where there are fewer pictures than ranks.
+
+    Example:
+        >>> [len(key.pictures) for key in TrainingKeys(count=10, batch=4, size=64, seed=0)]
+        [4, 3, 3]
+    """
+
+    def __init__(
+        self,
+        count: int,
+        batch: int,
+        size: int,
+        seed: int,
+        rank: int = 0,
+        ranks: int = 1,
+        multi_scale: float = 0.0,
+        stride: int = 32,
+    ) -> None:
+        if count < ranks:
+            raise InputError(f"{count} pictures for {ranks} devices; use no more devices than pictures")
+        self.count, self.size, self.seed, self.rank, self.ranks = count, size, seed, rank, ranks
+        self.multi_scale, self.stride = multi_scale, stride
+        self.steps = max(1, min(-(-count // batch), count // ranks))
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """The epoch whose batches come next."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __iter__(self) -> Iterator[Key]:
+        """The keys of this rank for the epoch that was set."""
+        epoch = self.epoch
+        order = np.random.default_rng((self.seed, epoch, ORDER, self.count)).permutation(self.count)
+        sizes = np.random.default_rng((self.seed, epoch, SIZES, self.count))
+        for whole in np.array_split(order, self.steps):
+            size = self._side(sizes)
+            share = np.array_split(whole, self.ranks)[self.rank]
+            yield Key(epoch, tuple(int(index) for index in share), size)
+
+    def _side(self, draw: np.random.Generator) -> int:
+        if not self.multi_scale:
+            return self.size
+        side = self.size * draw.uniform(1 - self.multi_scale, 1 + self.multi_scale)
+        return max(round(side / self.stride), 1) * self.stride
+
+
+class TrainingSet(Dataset[Batch]):
+    """Augmented training batches of a split.
+
+    plain_from: the first epoch without mosaic (`recipe.mosaic_off`).
+    """
+
+    def __init__(self, split: Split, recipe: Recipe, seed: int, plain_from: int) -> None:
+        self.split, self.recipe, self.seed, self.plain_from = split, recipe, seed, plain_from
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, key: Key) -> Batch:
+        """The batch of `key`; the same one whoever asks."""
+        samples = [self.sample(key.epoch, picture) for picture in key.pictures]
+        return Batch(torch.stack([one.image for one in samples]), targets(samples), key.epoch, key.size)
+
+    def sample(self, epoch: int, picture: int) -> Sample:
+        """One augmented picture, drawn from (seed, epoch, picture)."""
+        draw = np.random.default_rng((self.seed, epoch, 0, picture))
+        mosaic = epoch < self.plain_from and draw.random() < self.recipe.mosaic
+        others = draw.integers(len(self.split), size=3) if mosaic else ()
+        parts = [held_sample(self.split, int(index)) for index in (picture, *others)]
+        made = compose(parts, self.split.size, self.recipe, draw)
+        return recolour(flip(made, self.recipe, draw), self.recipe, draw)
+
+
+def held_sample(split: Split, index: int) -> Sample:
+    """A held picture and the boxes that are trained on, in its training-size pixels."""
+    held, labels = split.held[index], split.labels[index].trained
+    pixels = held.pixels()
+    scale = torch.tensor([pixels.shape[-1] / held.width, pixels.shape[-2] / held.height]).repeat(2)
+    return sample(pixels, labels.boxes * scale, labels.classes)
+
+
+def targets(samples: Sequence[Sample]) -> Float[Tensor, "m 6"]:
+    """The boxes of a batch as rows of (picture, class, x, y, w, h): centre and size in pixels."""
+    rows = []
+    for index, one in enumerate(samples):
+        corners = one.boxes.as_subclass(Tensor)
+        centre, sides = (corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]
+        numbers = torch.stack((torch.full_like(one.classes, index), one.classes), 1).to(corners.dtype)
+        rows.append(torch.cat((numbers, centre, sides), 1))
+    return torch.cat(rows)
+
+
+class EvaluationSet(Dataset[EvaluationBatch]):
+    """Letterboxed pictures of a split, in batches of like shape.
+
+    rectangular: each batch as small as its pictures allow (multiples of `stride`); otherwise all size x size.
+    A rank's share is every `ranks`-th batch.
+    """
+
+    def __init__(
+        self, split: Split, batch: int, stride: int = 32, rectangular: bool = True, rank: int = 0, ranks: int = 1
+    ) -> None:
+        self.split, self.stride, self.rectangular = split, stride, rectangular
+        order = sorted(range(len(split)), key=lambda i: (split.held[i].height / split.held[i].width, i))
+        self.batches = [tuple(order[i : i + batch]) for i in range(0, len(order), batch)][rank::ranks]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, index: int) -> EvaluationBatch:
+        """The batch of that index."""
+        if index >= len(self.batches):
+            raise IndexError(index)
+        pictures = self.batches[index]
+        held = [self.split.held[i] for i in pictures]
+        rows, columns = self._shape([(one.height, one.width) for one in held])
+        boxes = tuple(place(one.height, one.width, (rows, columns), self.stride, rectangular=False) for one in held)
+        images = torch.full((len(held), rows, columns, 3), GREY, dtype=torch.uint8).permute(0, 3, 1, 2)
+        for canvas, one, box in zip(images, held, boxes, strict=True):
+            inner = canvas[:, box.top : box.top + box.inner_rows, box.left : box.left + box.inner_columns]
+            inner.copy_(one.pixels())
+        return EvaluationBatch(images, pictures, boxes)
+
+    def _shape(self, pictures: Sequence[tuple[int, int]]) -> tuple[int, int]:
+        size = -(-self.split.size // self.stride) * self.stride
+        if not self.rectangular:
+            return size, size
+        placed = [place(height, width, size, self.stride) for height, width in pictures]
+        return max(box.rows for box in placed), max(box.columns for box in placed)
