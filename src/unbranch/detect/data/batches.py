@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
@@ -110,6 +110,7 @@ class TrainingSet(Dataset[Batch]):
 
     def __init__(self, split: Split, recipe: Recipe, seed: int, plain_from: int) -> None:
         self.split, self.recipe, self.seed, self.plain_from = split, recipe, seed, plain_from
+        self.boxes = [training_boxes(split, index) for index in range(len(split))]
 
     def __len__(self) -> int:
         return len(self.split)
@@ -124,17 +125,16 @@ class TrainingSet(Dataset[Batch]):
         draw = np.random.default_rng((self.seed, epoch, 0, picture))
         mosaic = epoch < self.plain_from and draw.random() < self.recipe.mosaic
         others = draw.integers(len(self.split), size=3) if mosaic else ()
-        parts = [held_sample(self.split, int(index)) for index in (picture, *others)]
+        parts = [sample(self.split.held[i].pixels(), *self.boxes[i]) for i in (picture, *map(int, others))]
         made = compose(parts, self.split.size, self.recipe, draw)
         return recolour(flip(made, self.recipe, draw), self.recipe, draw)
 
 
-def held_sample(split: Split, index: int) -> Sample:
-    """A held picture and the boxes that are trained on, in its training-size pixels."""
+def training_boxes(split: Split, index: int) -> tuple[Float[Tensor, "n 4"], Int64[Tensor, " n"]]:
+    """The boxes of a held picture that are trained on: corners in its training-size pixels, and classes."""
     held, labels = split.held[index], split.labels[index].trained
-    pixels = held.pixels()
-    scale = torch.tensor([pixels.shape[-1] / held.width, pixels.shape[-2] / held.height]).repeat(2)
-    return sample(pixels, labels.boxes * scale, labels.classes)
+    box = place(held.height, held.width, split.size, stride=1)
+    return box.to_network(labels.boxes) - labels.boxes.new_tensor([box.left, box.top] * 2), labels.classes
 
 
 def targets(samples: Sequence[Sample]) -> Float[Tensor, "m 6"]:
