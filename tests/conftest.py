@@ -13,7 +13,7 @@ if "unbranch" in sys.modules:
     raise pytest.UsageError(
         "unbranch was imported before tests/conftest.py: its annotations would go unchecked"
     )
-jaxtyping.install_import_hook("unbranch", "beartype.beartype")
+jaxtyping.install_import_hook("unbranch", "tests.type_check.checked")
 
 # ultralytics would otherwise install packages, ask the network and write into the home directory.
 os.environ.setdefault("YOLO_OFFLINE", "true")

@@ -1,0 +1,8 @@
+"""The run-time check of the package's annotations, which tests/conftest.py installs over all of it."""
+
+from typing import Any, Self
+
+from beartype import BeartypeConf, FrozenDict, beartype
+
+# jaxtyping decorates method by method, where beartype cannot know which class `Self` is: it goes unchecked.
+checked = beartype(conf=BeartypeConf(hint_overrides=FrozenDict({Self: Any})))
