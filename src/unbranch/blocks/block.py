@@ -1,0 +1,116 @@
+"""The one mechanism of every block: branches that are summed, then attention and activation."""
+
+from collections.abc import Callable, Mapping
+from itertools import chain
+from math import prod
+from typing import TypeAlias, Unpack
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from unbranch.blocks.activation import Activation, activation_layer
+from unbranch.blocks.attention import SqueezeExcite
+from unbranch.blocks.deployable import Deployable
+from unbranch.blocks.spec import Axes, ConvSpec, SpecOptions
+from unbranch.frontends.modules import to_convolution
+
+
+class Branches(nn.Module):
+    """The training form of a block's linear part: anything that is one convolution in eval mode.
+
+    Subclass it for a recipe that is more than a sum; ``Sum`` serves nearly all.
+    """
+
+
+class Sum(Branches):
+    """y = norm(sum_b branch_b(x)), the branches by name; without ``norm``, the sum itself.
+
+    Shapes: (N, C_in, *size) -> (N, C_out, *out), the same for every branch.
+    Raises ValueError for no branch at all and for a branch named "norm".
+    """
+
+    def __init__(self, branches: Mapping[str, nn.Module], norm: nn.Module | None = None) -> None:
+        super().__init__()
+        if not branches or "norm" in branches:
+            raise ValueError(
+                f"a sum needs one branch or more, none of them named 'norm', got {list(branches)}"
+            )
+        self.names = tuple(branches)
+        for name, branch in branches.items():
+            self.add_module(name, branch)
+        self.norm = nn.Identity() if norm is None else norm
+
+    def forward(self, x: Float[Tensor, "n c_in *size"]) -> Float[Tensor, "n c_out *out"]:
+        """Add up the branches."""
+        first, *rest = (getattr(self, name) for name in self.names)
+        total = first(x)
+        for branch in rest:
+            total = total + branch(x)
+        return self.norm(total)
+
+
+Recipe: TypeAlias = Callable[[ConvSpec], Branches]
+
+
+class BlockOptions(SpecOptions, total=False):
+    """What every block takes besides channels, kernel and stride."""
+
+    activation: Activation
+    """A name, a factory, a module or None; ``"relu"`` by default."""
+    se: float | None
+    """Squeeze-and-excite before the activation: squeezed channels / channels; None, the default, for none."""
+
+
+class Block(Deployable, nn.Module):
+    """y = activation(attention(branches(x))), where ``branches`` folds into one convolution.
+
+    A recipe makes the branches from a ``ConvSpec``; it holds no fold code: ``switch_to_deploy()`` records the
+    ops that the branches run and puts the convolution they amount to in their place.
+
+    Shapes: (N, in_channels, *size) -> (N, out_channels, *ceil(size / stride)).
+    Raises ValueError for options that do not make a convolution, with the values.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Axes,
+        stride: Axes,
+        recipe: Recipe,
+        *,
+        activation: Activation = "relu",
+        se: float | None = None,
+        **options: Unpack[SpecOptions],
+    ) -> None:
+        super().__init__()
+        spec = ConvSpec.of(in_channels, out_channels, kernel_size, stride, **options)
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.example_size = spec.example_size
+        self.branches: nn.Module = recipe(spec)
+        self.attention = nn.Identity() if se is None else SqueezeExcite(out_channels, se, dims=spec.dims)
+        self.activation = activation_layer(activation)
+
+    def forward(self, x: Float[Tensor, "n c_in *size"]) -> Float[Tensor, "n c_out *out"]:
+        """Branches, attention, activation."""
+        return self.activation(self.attention(self.branches(x)))
+
+    def deploy_children(self) -> dict[str, nn.Module]:
+        """The convolution that ``branches`` equals in eval mode; nothing where it stands there already."""
+        if not isinstance(self.branches, Branches):
+            return {}
+        if any(module.training for module in self.branches.modules()):
+            raise ValueError(
+                f"{type(self).__name__} is in training mode, where a norm is no fixed map: call eval() first"
+            )
+        return {"branches": to_convolution(self.branches, self._example())}
+
+    def _example(self) -> Tensor:
+        """A small input on the branches' device and in their dtype, without drawing a random number."""
+        like = next(
+            t for t in chain(self.branches.parameters(), self.branches.buffers()) if t.is_floating_point()
+        )
+        shape = (1, self.in_channels, *self.example_size)
+        return torch.linspace(-1, 1, prod(shape), dtype=like.dtype, device=like.device).reshape(shape)

@@ -1,0 +1,163 @@
+"""What a block will become: one convolution, and the layers from which its branches are made."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias, TypedDict, Unpack
+
+from torch import nn
+
+Axes: TypeAlias = int | Sequence[int]
+NormFactory: TypeAlias = Callable[[int], nn.Module]
+LayerFactory: TypeAlias = Callable[..., nn.Module]
+
+CONVOLUTIONS: dict[int, LayerFactory] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+BATCH_NORMS: dict[int, NormFactory] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+PADS: dict[str, dict[int, LayerFactory]] = {
+    "zeros": {1: nn.ZeroPad1d, 2: nn.ZeroPad2d, 3: nn.ZeroPad3d},
+    "reflect": {1: nn.ReflectionPad1d, 2: nn.ReflectionPad2d, 3: nn.ReflectionPad3d},
+    "replicate": {1: nn.ReplicationPad1d, 2: nn.ReplicationPad2d, 3: nn.ReplicationPad3d},
+    "circular": {1: nn.CircularPad1d, 2: nn.CircularPad2d, 3: nn.CircularPad3d},
+}
+
+
+class SpecOptions(TypedDict, total=False):
+    """What a convolution has besides channels, kernel and stride."""
+
+    dilation: Axes
+    groups: int
+    padding_mode: str
+    """``"zeros"``, ``"reflect"``, ``"replicate"`` or ``"circular"``: for branches that read the border."""
+    norm: NormFactory | None
+    """Makes a branch's norm from its channels (``partial(nn.BatchNorm2d, eps=1e-3)``); None: batch norm."""
+    dims: int
+    """Spatial axes: 1, 2 or 3."""
+
+
+@dataclass(frozen=True)
+class ConvSpec:
+    """The convolution y[o] = sum_t w[t] x[stride * o + dilation * (t - centre)] that a block folds into.
+
+    Each axis pads dilation * ((k - 1) // 2) before and dilation * (k // 2) after, so tap ``centre = (k - 1)
+    // 2`` looks at the pixel ``stride * o`` itself whatever the kernel: branches with smaller kernels line up
+    with it, for even kernels too, and the output has ceil(size / stride) pixels.
+
+    Shapes: (N, in_channels, *size) -> (N, out_channels, *ceil(size / stride)), ``len(size) == dims``.
+    Raises ValueError for counts below one, groups that do not divide the channels and unknown padding modes.
+
+    >>> ConvSpec.of(16, 32, kernel_size=4, stride=2).padding
+    ((1, 2), (1, 2))
+    """
+
+    in_channels: int
+    out_channels: int
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+    padding_mode: str
+    norm: NormFactory
+
+    @classmethod
+    def of(
+        cls,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Axes,
+        stride: Axes = 1,
+        **options: Unpack[SpecOptions],
+    ) -> "ConvSpec":
+        """The spec with one number an axis (``SpecOptions`` says what each option is)."""
+        dims = options.get("dims", 2)
+        if dims not in CONVOLUTIONS:
+            raise ValueError(f"dims must be 1, 2 or 3, got {dims}")
+        return cls(
+            in_channels,
+            out_channels,
+            _per_axis("kernel_size", kernel_size, dims),
+            _per_axis("stride", stride, dims),
+            _per_axis("dilation", options.get("dilation", 1), dims),
+            options.get("groups", 1),
+            options.get("padding_mode", "zeros"),
+            options.get("norm") or BATCH_NORMS[dims],
+        )
+
+    def __post_init__(self) -> None:
+        for name, value in (("in_channels", self.in_channels), ("out_channels", self.out_channels)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+            if self.groups < 1 or value % self.groups:
+                raise ValueError(f"{name}={value} cannot be divided into groups={self.groups}")
+        if self.padding_mode not in PADS:
+            raise ValueError(f"padding_mode={self.padding_mode!r} is none of {', '.join(PADS)}")
+
+    @property
+    def dims(self) -> int:
+        """Number of spatial axes."""
+        return len(self.kernel)
+
+    @property
+    def is_pointwise(self) -> bool:
+        """Whether the kernel is a single tap, so that a 1x1 branch would say the same thing twice."""
+        return all(taps == 1 for taps in self.kernel)
+
+    @property
+    def keeps_shape(self) -> bool:
+        """Whether the output has the input's channels and size, so that the input itself can be a branch."""
+        return self.in_channels == self.out_channels and all(step == 1 for step in self.stride)
+
+    @property
+    def padding(self) -> tuple[tuple[int, int], ...]:
+        """(before, after) of each axis."""
+        return self.around(self.kernel)
+
+    @property
+    def example_size(self) -> tuple[int, ...]:
+        """A small input size, in pixels, at which every border mode is defined and taps see the inside."""
+        return tuple(
+            d * (k - 1) + 1 + s for k, s, d in zip(self.kernel, self.stride, self.dilation, strict=True)
+        )
+
+    def around(self, kernel: Sequence[int]) -> tuple[tuple[int, int], ...]:
+        """(before, after) padding that puts the centre tap of ``kernel`` on the block's own centre."""
+        return tuple((d * ((k - 1) // 2), d * (k // 2)) for k, d in zip(kernel, self.dilation, strict=True))
+
+    def conv(self, kernel_size: Axes | None = None, *, bias: bool = False) -> OrderedDict[str, nn.Module]:
+        """``{"pad"?, "conv"}``: a convolution with the spec's stride, dilation and groups, centred.
+
+        The pad is a module of its own only where before and after differ, which a convolution cannot say.
+        """
+        kernel = self.kernel if kernel_size is None else _per_axis("kernel_size", kernel_size, self.dims)
+        padding = self.around(kernel)
+        symmetric = all(before == after for before, after in padding)
+        layers: OrderedDict[str, nn.Module] = OrderedDict()
+        if not symmetric:
+            layers["pad"] = pad_layer(self.padding_mode, padding)
+        layers["conv"] = CONVOLUTIONS[self.dims](
+            self.in_channels,
+            self.out_channels,
+            kernel,
+            self.stride,
+            tuple(before for before, _ in padding) if symmetric else 0,
+            self.dilation,
+            self.groups,
+            bias,
+            self.padding_mode if symmetric else "zeros",
+        )
+        return layers
+
+    def conv_norm(self, kernel_size: Axes | None = None) -> nn.Sequential:
+        """``Sequential(pad?, conv, norm)``: the usual branch."""
+        return nn.Sequential(OrderedDict(self.conv(kernel_size), norm=self.norm(self.out_channels)))
+
+
+def pad_layer(mode: str, padding: Sequence[tuple[int, int]]) -> nn.Module:
+    """The module that pads each axis by its (before, after); torch lists the last axis first."""
+    return PADS[mode][len(padding)](tuple(width for pair in reversed(padding) for width in pair))
+
+
+def _per_axis(name: str, value: Axes, dims: int) -> tuple[int, ...]:
+    values = (value,) * dims if isinstance(value, int) else tuple(value)
+    if len(values) != dims or any(v < 1 for v in values):
+        raise ValueError(f"{name}={value} must be one positive number or {dims} of them")
+    return values

@@ -1,0 +1,168 @@
+"""``load``: other people's weights into our networks, all of them or none."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from unbranch.checkpoints.errors import CheckpointError, summary
+from unbranch.checkpoints.files import read_weights
+from unbranch.checkpoints.match import Reading, Target, forms_in_file, read_as, within
+
+_COUNTER = (
+    "num_batches_tracked"  # of batch norm: how many batches its statistics saw; outputs do not depend on it
+)
+_SHOWN = 2
+
+
+@dataclass(frozen=True)
+class LoadResult:
+    """What ``load`` did; ``str()`` says it in a line."""
+
+    path: Path
+    names: str
+    """Whose names the file uses: "our own", "RepVGG's", "MobileOne's" or "timm's"."""
+    form: str
+    """"training" or "deploy" where the model has blocks, else empty."""
+    wrapper: str
+    """Where in the file the weights lay, such as "state_dict_ema"; empty for a plain state dict."""
+    dtypes: tuple[str, ...]
+    """The floating-point types of the file."""
+    loaded: tuple[str, ...]
+    """The model's keys that the file filled."""
+    reinit: tuple[str, ...]
+    """The model's keys that were left as the model was built, by ``reinit``."""
+    counters: tuple[str, ...]
+    """Batch counters that the file lacks and that stay as they are; outputs do not depend on them."""
+
+    def __str__(self) -> str:
+        how = [f"{self.names} names"]
+        how += [f"{self.form} form"] if self.form else []
+        how += [f"from {self.wrapper}"] if self.wrapper else []
+        how += [" and ".join(self.dtypes)]
+        text = f"{self.path}: {len(self.loaded)} tensors loaded ({', '.join(how)})"
+        if self.reinit:
+            text += f"; started afresh: {summary(self.reinit)}"
+        if self.counters:
+            text += f"; {len(self.counters)} batch counters are not in the file"
+        return text
+
+
+def load(model: nn.Module, path: str | PathLike[str], *, reinit: str | Iterable[str] = ()) -> LoadResult:
+    """Fill the model from a ``.pth``, ``.pt``, ``.ckpt`` or ``.safetensors`` file: all of it or nothing.
+
+    Names of RepVGG's and MobileOne's authors, of timm and our own are understood, in training form or deploy
+    form as the model is; so are wrappers (``state_dict``, ``model`` and averaged weights, which are
+    preferred), prefixes (``module.`` and the like) and half precision. Nothing in the file is run.
+
+    ``reinit`` names parts, such as ``["head"]``, that keep the values the model was built with: for another
+    number of classes, or for what the model does not have (a pyramid has no head).
+
+    Raises CheckpointError, in one line with the keys in its attributes, for a file that is missing, damaged
+    or of another architecture, for keys missing or left over, shapes that differ, or the other form;
+    ValueError for a ``reinit`` that names nothing.
+
+    >>> model = unbranch.models.create("repvgg_a0", num_classes=10)
+    >>> print(unbranch.load(model, "repvgg_a0.safetensors", reinit=["head"]))
+    repvgg_a0.safetensors: 349 tensors loaded (timm's names, training form, float32); started afresh: head.*
+    (2)
+    """
+    path = Path(path)
+    parts = (reinit,) if isinstance(reinit, str) else tuple(reinit)
+    weights = read_weights(path)
+    target = Target.of(model)
+    reading = read_as(weights.tensors, target)
+    _check_parts(parts, target, reading)
+    reading = reading.without(parts)
+    _check_forms(path, target, reading)
+    absent = tuple(name for name in target.state if name not in reading.tensors and not within(name, parts))
+    counters = tuple(name for name in absent if name.endswith(_COUNTER))
+    _check_tensors(path, target, reading, tuple(name for name in absent if name not in counters))
+
+    model.load_state_dict(
+        model.state_dict() | {target.prefix + name: t for name, t in reading.tensors.items()}
+    )
+    floating = {t.dtype for t in reading.tensors.values() if t.is_floating_point()}
+    return LoadResult(
+        path=path,
+        names=reading.whose,
+        form=target.form,
+        wrapper=weights.wrapper,
+        dtypes=tuple(sorted(str(dtype).removeprefix("torch.") for dtype in floating)),
+        loaded=tuple(name for name in target.state if name in reading.tensors),
+        reinit=tuple(name for name in target.state if within(name, parts)),
+        counters=counters,
+    )
+
+
+def _check_parts(parts: tuple[str, ...], target: Target, reading: Reading) -> None:
+    for part in parts:
+        if not any(within(name, (part,)) for name in (*target.state, *reading.tensors)):
+            known = dict.fromkeys(name.split(".", 1)[0] for name in target.state)
+            raise ValueError(f"reinit={part!r} names no part of the model; it has {', '.join(known)}")
+
+
+def _check_forms(path: Path, target: Target, reading: Reading) -> None:
+    """Tell the other form of the same network from a network that does not fit."""
+    other = [
+        form for block, form in forms_in_file(reading.tensors, target).items() if form != target.blocks[block]
+    ]
+    if "deploy" in other:
+        raise CheckpointError(
+            f"{path}: in deploy form, with one convolution in {other.count('deploy')} blocks whose branches "
+            "cannot be recovered: call model.eval() and model.switch_to_deploy(), then load"
+        )
+    if other:
+        raise CheckpointError(
+            f"{path}: in training form, with branches in {len(other)} blocks that the model has folded: "
+            "load before switch_to_deploy()"
+        )
+
+
+def _check_tensors(path: Path, target: Target, reading: Reading, missing: tuple[str, ...]) -> None:
+    """Nothing missing, nothing left over, and every tensor in the model's shape and kind."""
+    extra = tuple(name for name in reading.tensors if name not in target.state)
+    shared = target.state.keys() & reading.tensors.keys()
+    unlike = tuple(
+        name
+        for name in target.state
+        if name in shared and not _alike(reading.tensors[name], target.state[name])
+    )
+    left_over = tuple(reading.theirs[name] for name in extra)
+    faults = []
+    if missing:
+        faults.append(f"missing {len(missing)}: {summary(missing)}")
+    if left_over:
+        faults.append(f"left over {len(left_over)}: {summary(left_over)}")
+    if unlike:
+        said = [
+            f"{n} {_described(reading.tensors[n])} for {_described(target.state[n])}" for n in unlike[:_SHOWN]
+        ]
+        more = f" and {len(unlike) - _SHOWN} more" if len(unlike) > _SHOWN else ""
+        faults.append(f"of another shape {len(unlike)}: {', '.join(said)}{more}")
+    if not faults:
+        return
+    fitting = len(shared) - len(unlike)
+    parts = {name.split(".", 1)[0] for name in (*missing, *extra, *unlike)}
+    if fitting < len(target.state) / 2:
+        advice = "; is it a checkpoint of another network?"
+    else:
+        advice = f"; reinit={sorted(parts)} would leave that part as it is" if len(parts) == 1 else ""
+    raise CheckpointError(
+        f"{path}: {fitting} of the model's {len(target.state)} tensors fit ({reading.whose} names); "
+        f"{'; '.join(faults)}{advice}",
+        missing=missing,
+        left_over=left_over,
+        mismatched=unlike,
+    )
+
+
+def _alike(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and a.is_floating_point() == b.is_floating_point()
+
+
+def _described(tensor: Tensor) -> str:
+    kind = "" if tensor.is_floating_point() else f"{tensor.dtype} "
+    return f"{kind}{tuple(tensor.shape)}"
