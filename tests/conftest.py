@@ -7,13 +7,15 @@ from pathlib import Path
 import jaxtyping
 import pytest
 
+import tests.type_check
+
 # Every annotation of the package is checked at each call. The hook only sees what is imported after it, and
 # each worker of pytest-xdist is a process that reads this file for itself.
 if "unbranch" in sys.modules:
     raise pytest.UsageError(
         "unbranch was imported before tests/conftest.py: its annotations would go unchecked"
     )
-jaxtyping.install_import_hook("unbranch", "tests.type_check.checked")
+jaxtyping.install_import_hook("unbranch", f"{tests.type_check.__name__}.checked")
 
 # ultralytics would otherwise install packages, ask the network and write into the home directory.
 os.environ.setdefault("YOLO_OFFLINE", "true")
