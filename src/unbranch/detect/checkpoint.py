@@ -1,0 +1,87 @@
+"""Our own detector checkpoints: safetensors whose metadata say how to build the network again."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from unbranch.detect.errors import InputError
+from unbranch.detect.files import replacing
+from unbranch.models.yolov5 import Description, YOLOv5, yolov5
+
+FORMAT = "unbranch-yolov5"
+VERSION = 1
+
+
+def save(model: YOLOv5, path: str | os.PathLike[str], extra: Mapping[str, Any] | None = None) -> None:
+    """Write a network's weights, with its description (layout, names, anchors) and form as JSON in the metadata.
+
+    `extra` is plain data of the caller's own (`load_extra` gives it back). The file is written beside `path` under another
+    name, then moved there, so a full disk or a kill leaves the old one whole. Raises `InputError` where it cannot be written.
+    """
+    about = {
+        "format": FORMAT,
+        "version": VERSION,
+        "form": "deploy" if model.deployed else "train",
+        "stride": [float(s) for s in model.description.strides],
+        "description": model.description.to_dict(),
+        "extra": dict(extra or {}),
+    }
+    state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    target = Path(path)
+    metadata = {key: value if isinstance(value, str) else json.dumps(value) for key, value in about.items()}
+    with replacing(target) as part:
+        try:
+            save_file(state, part, metadata)
+        except SafetensorError as error:
+            raise InputError(f"{target}: cannot be written: {error}") from error
+
+
+def load_model(path: str | os.PathLike[str]) -> YOLOv5:
+    """The network that `save` wrote, in eval mode, in the form and the dtype that it was saved in.
+
+    Raises `InputError` for a missing or damaged file, one that is not ours, and weights that do not fit their description.
+    """
+    about, state = _read(Path(path))
+    try:
+        description = Description.from_dict(about["description"])
+        model = yolov5(description).eval()
+        if about["form"] == "deploy":
+            model.fuse()
+        floating = {value.dtype for value in state.values() if value.is_floating_point()}
+        if len(floating) == 1:
+            model.to(floating.pop())
+        model.load_state_dict(state)
+    except (ValueError, RuntimeError, TypeError) as error:
+        raise InputError(f"{path}: its weights do not fit its description: {' '.join(str(error).split())[:300]}") from error
+    return model
+
+
+def load_extra(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The caller's own data that `save` was given."""
+    return dict(_read(Path(path))[0]["extra"])
+
+
+def _read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    if not file.is_file():
+        raise InputError(f"{file}: no such file")
+    try:
+        with safe_open(str(file), "pt") as stored:
+            texts = stored.metadata() or {}
+            state = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{file}: not a whole safetensors file: {error}") from error
+    if texts.get("format") != FORMAT:
+        raise InputError(f"{file}: not a detector of ours; for an original YOLOv5 checkpoint: unbranch import {file}")
+    try:
+        about = {"form": texts["form"], **{key: json.loads(texts[key]) for key in ("version", "description", "extra")}}
+    except (KeyError, json.JSONDecodeError) as error:
+        raise InputError(f"{file}: its metadata are damaged: {error}") from error
+    if about["version"] != VERSION:
+        raise InputError(f"{file}: written by another version of this format, {about['version']}; {VERSION} is read")
+    return about, state
