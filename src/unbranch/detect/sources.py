@@ -3,7 +3,7 @@
 import glob
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -77,7 +77,7 @@ def find(source: Source | Sequence[Source]) -> list[PictureFile | VideoFile]:
         found = [item for part in source for item in find(part)]
         if not found:
             raise InputError("no pictures: the list is empty")
-        return found
+        return _distinct(found)
     path = Path(source)
     if path.is_dir():
         return _below(path)
@@ -86,6 +86,20 @@ def find(source: Source | Sequence[Source]) -> list[PictureFile | VideoFile]:
     if any(sign in str(source) for sign in "*?["):
         return _matching(str(source))
     raise InputError(f"{source}: no such file or folder")
+
+
+def _distinct(items: list[PictureFile | VideoFile]) -> list[PictureFile | VideoFile]:
+    """The same items; a name that an earlier one has gets a number, since names become names of files."""
+    taken: set[str] = set()
+    result: list[PictureFile | VideoFile] = []
+    for item in items:
+        name, number = Path(item.name), 1
+        while str(name) in taken:
+            number += 1
+            name = Path(item.name).with_stem(f"{Path(item.name).stem}-{number}")
+        taken.add(str(name))
+        result.append(replace(item, name=str(name)))
+    return result
 
 
 def _below(folder: Path) -> list[PictureFile | VideoFile]:
