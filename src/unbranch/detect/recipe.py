@@ -38,7 +38,7 @@ class Recipe:
     box: float = 0.05
     objectness: float = 1.0
     classes: float = 0.5
-    balance: tuple[float, ...] = (4.0, 1.0, 0.4)
+    balance: tuple[float, ...] | None = None
     anchor_threshold: float = 4.0
 
     hue: float = 0.015

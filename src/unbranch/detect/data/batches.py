@@ -47,6 +47,16 @@ class EvaluationBatch(NamedTuple):
     boxes: tuple[Letterbox, ...]
 
 
+def steps_of(count: int, batch: int, ranks: int = 1) -> int:
+    """Batches an epoch of `count` pictures; no rank is ever left without a picture.
+
+    Raises InputError where there are fewer pictures than ranks.
+    """
+    if count < ranks:
+        raise InputError(f"{count} pictures for {ranks} devices; use no more devices than pictures")
+    return min(-(-count // batch), count // ranks)
+
+
 class TrainingKeys(Sampler[Key]):
     """Every picture once an epoch, in an order drawn from (seed, epoch); each rank takes its share of each batch.
 
@@ -71,11 +81,9 @@ class TrainingKeys(Sampler[Key]):
         multi_scale: float = 0.0,
         stride: int = 32,
     ) -> None:
-        if count < ranks:
-            raise InputError(f"{count} pictures for {ranks} devices; use no more devices than pictures")
         self.count, self.size, self.seed, self.rank, self.ranks = count, size, seed, rank, ranks
         self.multi_scale, self.stride = multi_scale, stride
-        self.steps = max(1, min(-(-count // batch), count // ranks))
+        self.steps = steps_of(count, batch, ranks)
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:

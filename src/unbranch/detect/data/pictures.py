@@ -7,7 +7,6 @@ anew, a copied or moved one is not.
 import hashlib
 import io
 import os
-import tempfile
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from unbranch.detect.errors import InputError
+from unbranch.detect.files import replacing
 from unbranch.detect.letterbox import place
 
 Kind = Literal["auto", "ram", "disk", "none"]
@@ -152,22 +152,9 @@ class Keeper:
 
 
 def _write_array(file: Path, array: np.ndarray) -> None:
-    """Under another name first, then moved: a reader never sees half an array, whoever writes beside us."""
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as stream:
-            try:
-                np.save(stream, array)
-                stream.flush()
-                os.replace(stream.name, file)
-            except BaseException:
-                os.unlink(stream.name)
-                raise
-    except OSError as error:
-        raise InputError(
-            f"{file.parent}: cannot keep decoded pictures ({error.strerror}); "
-            "make room, name another --cache-folder, or use --cache none"
-        ) from error
+    """A reader never sees half an array, whoever writes beside us."""
+    with replacing(file) as part, part.open("wb") as stream:
+        np.save(stream, array)
 
 
 def cache_folder() -> Path:
@@ -176,7 +163,7 @@ def cache_folder() -> Path:
 
 
 def choose(pictures: int, size: int, sharers: int = 1) -> Kind:
-    """"ram" where all pictures at `size` pixels take less than half of the free memory, else "disk".
+    """Memory where all pictures at `size` pixels take less than half of what is free, else the disk.
 
     sharers: how many processes of this machine hold the same pictures.
     """

@@ -1,0 +1,140 @@
+"""Optimizer, learning rate and accumulation as functions of the batch that is trained: nothing to restore."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim import Optimizer
+
+from unbranch.detect.recipe import Recipe
+
+NOMINAL_BATCH = 64
+MANY_STEPS = 10_000
+"""Optimizer steps from which SGD has the time it needs."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one training runs: `steps` batches an epoch, `epochs` of them, `batch` pictures each.
+
+    Example:
+        >>> plan = Plan(steps=100, epochs=300, batch=16, recipe=Recipe())
+        >>> plan.optimizer, plan.nominal, plan.at(20_000).accumulate
+        ('sgd', 64, 4)
+    """
+
+    steps: int
+    epochs: int
+    batch: int
+    recipe: Recipe
+
+    @property
+    def optimizer(self) -> str:
+        """SGD where 64-picture steps are many, AdamW where a training is too short for it."""
+        if self.recipe.optimizer != "auto":
+            return self.recipe.optimizer
+        whole = self.steps * self.epochs * self.batch / NOMINAL_BATCH
+        return "sgd" if whole >= MANY_STEPS else "adamw"
+
+    @property
+    def nominal(self) -> int:
+        """Pictures in an optimizer step: small batches are accumulated to it. AdamW steps at every batch."""
+        if self.recipe.nominal_batch is not None:
+            return self.recipe.nominal_batch
+        return NOMINAL_BATCH if self.optimizer == "sgd" else self.batch
+
+    @property
+    def lr(self) -> float:
+        """The highest learning rate."""
+        if self.recipe.lr is not None:
+            return self.recipe.lr
+        return 0.01 if self.optimizer == "sgd" else 0.002
+
+    @property
+    def warmup(self) -> int:
+        """Batches of warm-up: the recipe's epochs of it, but at most a fifth of the training."""
+        return round(min(self.recipe.warmup_epochs * self.steps, 0.2 * self.steps * self.epochs))
+
+    @property
+    def weight_decay(self) -> float:
+        """The recipe's decay is for a step of 64 pictures; a step of more gets more, of fewer less."""
+        accumulate = max(round(self.nominal / self.batch), 1)
+        return self.recipe.weight_decay * self.batch * accumulate / NOMINAL_BATCH
+
+    @property
+    def ema_ramp(self) -> float:
+        """Updates over which the average opens: 2000, or a tenth of a short training."""
+        if self.recipe.ema_ramp is not None:
+            return self.recipe.ema_ramp
+        updates = self.steps * self.epochs * self.batch / self.nominal
+        return min(2000.0, max(updates / 10, 1.0))
+
+    @property
+    def plain_from(self) -> int:
+        """The first epoch without mosaic."""
+        return self.epochs - round(self.recipe.mosaic_off * self.epochs)
+
+    def at(self, step: int) -> "Rates":
+        """The rates of the batch with that number, counted from 0 over the whole training.
+
+        After warm-up lr · (f + (1 - f) · (1 + cos(π · t)) / 2) with t from 0 to 1 and f = `final_lr`. During warm-up all rates
+        go linearly from 0 (biases from `warmup_bias_lr`) to that, momentum and accumulation to theirs.
+        """
+        recipe = self.recipe
+        done = step / (self.steps * self.epochs)
+        lr = self.lr * (recipe.final_lr + (1 - recipe.final_lr) * (1 + math.cos(math.pi * done)) / 2)
+        accumulate = max(self.nominal / self.batch, 1.0)
+        if step >= self.warmup:
+            return Rates(lr, lr, recipe.momentum, round(accumulate))
+        part = step / self.warmup
+        bias_from = recipe.warmup_bias_lr if self.optimizer == "sgd" else 0.0
+        return Rates(
+            lr=lr * part,
+            bias_lr=bias_from + (lr - bias_from) * part,
+            momentum=recipe.warmup_momentum + (recipe.momentum - recipe.warmup_momentum) * part,
+            accumulate=max(round(1 + (accumulate - 1) * part), 1),
+        )
+
+
+class Rates(NamedTuple):
+    """What the optimizer runs with for one batch; `accumulate` batches make a step."""
+
+    lr: float
+    bias_lr: float
+    momentum: float
+    accumulate: int
+
+
+def make_optimizer(network: nn.Module, plan: Plan) -> Optimizer:
+    """SGD with Nesterov momentum, or AdamW, in three groups: weights that decay, norms, biases."""
+    decayed: list[nn.Parameter] = []
+    norms: list[nn.Parameter] = []
+    biases: list[nn.Parameter] = []
+    for module in network.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if name == "bias":
+                biases.append(parameter)
+            elif isinstance(module, _BatchNorm) or parameter.ndim < 2:
+                norms.append(parameter)
+            else:
+                decayed.append(parameter)
+    groups: list[dict[str, Any]] = [
+        {"params": decayed, "weight_decay": plan.weight_decay, "kind": "weights"},
+        {"params": norms, "weight_decay": 0.0, "kind": "norms"},
+        {"params": biases, "weight_decay": 0.0, "kind": "biases"},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if plan.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=plan.lr, momentum=plan.recipe.momentum, nesterov=True)
+    return torch.optim.AdamW(groups, lr=plan.lr, betas=(0.9, 0.999))
+
+
+def set_rates(optimizer: Optimizer, rates: Rates) -> None:
+    """Put the rates of a batch into the optimizer's groups."""
+    for group in optimizer.param_groups:
+        group["lr"] = rates.bias_lr if group["kind"] == "biases" else rates.lr
+        if "momentum" in group:
+            group["momentum"] = rates.momentum

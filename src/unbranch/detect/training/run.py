@@ -1,0 +1,252 @@
+"""Train a detector: from a data set and a network's name to weights, figures and pictures in one folder."""
+
+import json
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.fabric.utilities.rank_zero import _get_rank
+from lightning.pytorch.strategies import DDPStrategy
+
+from unbranch.detect.anchors import Choice, choose_anchors, training_sides
+from unbranch.detect.checkpoint import load_model
+from unbranch.detect.data.check import Split, check_splits
+from unbranch.detect.data.spec import open_spec
+from unbranch.detect.errors import InputError
+from unbranch.detect.files import replacing
+from unbranch.detect.metrics import Metrics
+from unbranch.detect.schedule import Plan
+from unbranch.detect.training.checkpoints import BEST_WEIGHTS, LAST, LAST_WEIGHTS, Keep, WholeFiles, read_last
+from unbranch.detect.training.console import Console, Narrator
+from unbranch.detect.training.data_module import DetectionData, suitable_workers
+from unbranch.detect.training.devices import fast_precision, pick_device
+from unbranch.detect.training.history import History
+from unbranch.detect.training.logs import EventLog, Pictures, write_figures
+from unbranch.detect.training.module import DetectionModule
+from unbranch.detect.training.settings import SETTINGS_FILE, Job, Settings
+from unbranch.detect.training.weights import take_weights
+from unbranch.detect.validate import validate
+from unbranch.models.yolov5 import Description, YOLOv5, describe, yolov5
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a training left: its folder, the two weight files, the measures of the best one, and the history."""
+
+    folder: Path
+    best: Path
+    last: Path
+    metrics: Metrics
+    history: History
+
+
+def train(
+    data: str | Path | Mapping[str, Any] | None = None,
+    model: str | Path | Mapping[str, Any] | Description = "yolov5n",
+    folder: str | Path = "runs/train",
+    resume: bool = False,
+    quiet: bool = False,
+    **settings: Any,
+) -> TrainResult:
+    """Train a YOLOv5 on `data`; everything it leaves lies in `folder`.
+
+    data: a data.yaml, a folder (VOC, COCO, YOLO), or a mapping, see `data.open_spec`. model: a name (`yolov5n` …), a
+    description, or a YAML file of one. settings: see `Settings`; the same names are the command line's options.
+    resume: go on with the training in `folder` from its last whole epoch; data, model and settings are then its own.
+
+    Repeatable: the same data, settings and number of threads give the same weights, interrupted or not.
+
+    Raises InputError, in one line, for anything that the caller has to put right; what was written stays whole.
+
+    Example:
+        >>> result = train("cells.yaml", "yolov5n", epochs=12, size=320, network={"block": "repvgg"})  # doctest: +SKIP
+        >>> result.metrics.map50 > 0.5  # doctest: +SKIP
+        True
+    """
+    out = Path(folder)
+    job = _resumed_job(out, data, settings) if resume else _new_job(out, data, model, settings)
+    narrator = Narrator(quiet or not _is_first())
+    with _quiet_lightning():
+        return _run(job, out, narrator)
+
+
+def _new_job(out: Path, data: Any, model: Any, options: Mapping[str, Any]) -> Job:
+    if data is None:
+        raise InputError("no data: give a data.yaml or a data set's folder")
+    settings = Settings.from_options(options)
+    open_spec(data)
+    described = description_of(model, settings)
+    if _is_first():
+        if (out / SETTINGS_FILE).exists():
+            raise InputError(f"{out} holds a training already; resume it, or name another folder")
+    if settings.precision == "auto":
+        settings = replace(settings, precision=fast_precision(pick_device(settings.accelerator)))
+    if isinstance(data, Mapping):
+        source = {**data, "path": str(Path(data.get("path", ".")).absolute())}
+    else:
+        source = str(Path(data).absolute())
+    job = Job(source, described, settings)
+    if _is_first():
+        job.write(out)
+    return job
+
+
+def _resumed_job(out: Path, data: Any, options: Mapping[str, Any]) -> Job:
+    if data is not None or options:
+        raise InputError("a resumed training has its own data and settings; give only its folder")
+    return Job.read(out)
+
+
+def description_of(model: Any, settings: Settings) -> str | dict[str, Any]:
+    """A network's name, or its description as plain data; checked by building it once without weights."""
+    if isinstance(model, Description):
+        return model.to_dict()
+    if isinstance(model, Mapping):
+        return dict(model)
+    text = str(model)
+    if text.endswith((".yaml", ".yml")):
+        import yaml
+
+        try:
+            content = yaml.safe_load(Path(text).read_bytes())
+        except (OSError, yaml.YAMLError) as error:
+            raise InputError(f"{text}: cannot be read: {' '.join(str(error).split())}") from error
+        if not isinstance(content, dict):
+            raise InputError(f"{text}: no mapping; a description has the keys network, block, …")
+        return content
+    return text
+
+
+def build_network(model: str | Mapping[str, Any], names: tuple[str, ...], options: Mapping[str, Any]) -> YOLOv5:
+    """The network of a job for the classes of its data. Raises InputError for what the description refuses."""
+    plain = {"network": model} if isinstance(model, str) else dict(model)
+    plain.pop("num_classes", None)
+    try:
+        return yolov5(Description.from_dict({**plain, **options, "names": list(names)}))
+    except (ValueError, TypeError) as error:
+        raise InputError(f"model: {error}") from error
+
+
+def _run(job: Job, out: Path, narrator: Narrator) -> TrainResult:
+    settings = job.settings
+    before = read_last(out)
+    done = History.from_list(before["history"]) if before else History()
+    device = pick_device(settings.accelerator)
+    ranks = device.ranks(settings.devices, settings.nodes)
+    train_split, val_split = _splits(job, ranks.on_this_node, narrator)
+    plan = Plan(ranks.steps(len(train_split), settings.batch), settings.epochs, settings.batch, settings.recipe)
+    torch.manual_seed(settings.seed)
+    network = build_network(job.model, train_split.names, settings.network)
+    if before is None:
+        if settings.weights is not None:
+            narrator.say(take_weights(network, load_model(settings.weights), settings.weights))
+        narrator.say(*_fit_anchors(network, train_split, settings))
+    about = {"names": list(train_split.names), "size": settings.size, "seed": settings.seed}
+    module = DetectionModule(network, plan, settings.size, settings.seed, val_split, settings.freeze_norms, about)
+    module.history = done
+    if done.epochs < settings.epochs and not done.stale(settings.patience):
+        if done.epochs:
+            narrator.say(f"resuming after epoch {done.epochs} of {settings.epochs}")
+        workers = settings.workers
+        if workers == "auto":
+            workers = suitable_workers(train_split, device.kind, ranks.on_this_node)
+        batches = DetectionData(train_split, val_split, plan, settings.seed, network.stride, workers, done.epochs)
+        trainer = _trainer(job, out, device.kind, ranks.total, narrator)
+        trainer.fit(module, datamodule=batches, ckpt_path=out / LAST if before else None)
+    else:
+        narrator.say(f"all {done.epochs} epochs are done")
+    return _conclude(out, module, val_split, device.name, narrator)
+
+
+def _splits(job: Job, sharers: int, narrator: Narrator) -> tuple[Split, Split]:
+    settings = job.settings
+    spec = open_spec(job.data)
+    if "train" not in spec.splits:
+        raise InputError(f"the data set has no split 'train'; it has {', '.join(spec.splits)}")
+    wanted = ["train", "val"] if "val" in spec.splits else ["train"]
+    folder = Path(settings.cache_folder) if settings.cache_folder else None
+    with narrator.progress() as progress:
+        checked = check_splits(spec, wanted, settings.size, settings.cache, folder, sharers, progress)
+    for split in checked.values():
+        narrator.say(*split.report.lines())
+    if "val" not in checked:
+        narrator.say("no split 'val': measured on the training pictures themselves, which flatters")
+    return checked["train"], checked.get("val", checked["train"])
+
+
+def _fit_anchors(network: YOLOv5, split: Split, settings: Settings) -> list[str]:
+    choice: Choice = choose_anchors(
+        training_sides(split), network.detect.anchors, settings.recipe.anchor_threshold, settings.seed
+    )
+    if not choice.changed:
+        return [f"anchors reach {choice.before.reach:.1%} of the boxes, mean fit {choice.before.score:.2f}"]
+    network.set_anchors(choice.anchors)
+    return [
+        f"anchors reached {choice.before.reach:.1%} of the boxes, mean fit {choice.before.score:.2f}; new ones reach "
+        f"{choice.after.reach:.1%}, {choice.after.score:.2f}: {choice.anchors.round().int().tolist()}"
+    ]
+
+
+def _trainer(job: Job, out: Path, accelerator: str, ranks: int, narrator: Narrator) -> lightning.Trainer:
+    settings = job.settings
+    callbacks: list[lightning.Callback] = [Keep(out, settings.patience), Console(narrator), Pictures(out)]
+    if settings.tensorboard:
+        callbacks.append(EventLog(out))
+    return lightning.Trainer(
+        accelerator=accelerator,
+        devices=settings.devices if settings.devices != "auto" or accelerator != "cpu" else 1,
+        num_nodes=settings.nodes,
+        strategy=DDPStrategy(broadcast_buffers=False) if ranks > 1 else "auto",
+        precision=settings.precision,  # pyright: ignore[reportArgumentType]
+        max_epochs=settings.epochs,
+        check_val_every_n_epoch=settings.validate_every,
+        callbacks=callbacks,
+        plugins=[WholeFiles()],
+        deterministic=True if accelerator == "cpu" else "warn",
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=out,
+    )
+
+
+def _conclude(out: Path, module: DetectionModule, val: Split, device: str, narrator: Narrator) -> TrainResult:
+    """Measure the best weights once more, from their file, and draw what a person looks at."""
+    best = load_model(out / BEST_WEIGHTS)
+    metrics = validate(best, val, batch=2 * module.plan.batch, device=device).metrics
+    if _is_first():
+        write_figures(out, metrics, module.history)
+        with replacing(out / "results.json") as part:
+            part.write_text(json.dumps(metrics.to_dict(), indent=2) + "\n", encoding="utf-8")
+    narrator.table(metrics)
+    narrator.say(f"best epoch {module.history.best_epoch} of {module.history.epochs}: {out / BEST_WEIGHTS}")
+    return TrainResult(out, out / BEST_WEIGHTS, out / LAST_WEIGHTS, metrics, module.history)
+
+
+def _is_first() -> bool:
+    return not _get_rank()
+
+
+@contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    """Lightning's remarks on devices, workers and modes say nothing that was not decided here."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            for text in (".*does not have many workers.*", ".*in eval mode at the start of training.*",
+                         ".*isinstance.treespec, LeafSpec.*", ".*weights_only. was not set.*"):  # fmt: skip
+                warnings.filterwarnings("ignore", message=text)
+            yield
+    finally:
+        logger.setLevel(level)
