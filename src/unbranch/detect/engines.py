@@ -117,8 +117,11 @@ class OpenVinoEngine:
             raise InputError(f"{path}: OpenVINO cannot read it: {_one_line(error)}") from error
         self.path = path
         self.notes: tuple[str, ...] = ()
-        stored = model.get_rt_info()["model_info"].astype(dict) if "model_info" in model.get_rt_info() else {}
-        about = {key: str(value.value) for key, value in stored.items()}
+        about = {
+            key: str(model.get_rt_info(["model_info", key]).value)
+            for key in ("names", "stride", "output")
+            if model.has_rt_info(["model_info", key])
+        }
         self.signature = read_signature(path, about, _extents(model.input(0)), _extents(model.output(0)))
 
     def run(self, images: Float[np.ndarray, "n 3 rows columns"]) -> Tensor:
