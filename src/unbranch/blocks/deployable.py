@@ -5,6 +5,8 @@ import logging
 import torch
 from torch import nn
 
+from unbranch.affine import NotLinear
+
 log = logging.getLogger(__name__)
 
 
@@ -32,7 +34,8 @@ class Deployable:
         one is placed. Safe inside a loop over ``model.modules()``. There is no way back to the branches: keep
         a copy to train on.
 
-        Raises ValueError in training mode and under autocast, TypeError on what is no ``nn.Module``.
+        Raises ValueError in training mode and under autocast, NotLinear (a ValueError) for branches that are
+        no convolution, TypeError on what is no ``nn.Module``.
         """
         if not isinstance(self, nn.Module):
             raise TypeError(f"Deployable is a mixin for nn.Module, which {type(self).__name__} is not")
@@ -56,5 +59,7 @@ def _children_of(path: str, module: nn.Module) -> dict[str, nn.Module]:
         return {}
     try:
         return module.deploy_children()
+    except NotLinear as error:
+        raise NotLinear(f"{path or type(module).__name__}: {error}") from error
     except ValueError as error:
         raise ValueError(f"{path or type(module).__name__}: {error}") from error

@@ -3,6 +3,7 @@
 import argparse
 import pickle
 import re
+import struct
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,6 +38,18 @@ PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
 # How the two kinds of torch file begin: a zip archive, and before torch 1.6 a pickled magic number.
 _ZIP = b"PK\x03\x04"
 _LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+# What torch.load raises on a cut or garbled file: each step of reading one may fail in its own way.
+_DAMAGE = (
+    RuntimeError,
+    EOFError,
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    struct.error,
+)
 
 
 class Weights(NamedTuple):
@@ -53,8 +66,15 @@ def read_weights(path: Path) -> Weights:
     """
     if not path.is_file():
         raise CheckpointError(f"{path}: there is no such file")
+    try:
+        with path.open("rb") as file:
+            opening = file.read(len(_LEGACY))
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
     if path.suffix == ".safetensors":
         return Weights(_read_safetensors(path), "")
+    if not opening.startswith(_ZIP) and opening != _LEGACY:
+        raise CheckpointError(f"{path}: neither a torch checkpoint nor a .safetensors file")
     content = _read_torch(path)
     found = next(_search(content, ()), None)
     if found is None:
@@ -72,22 +92,18 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _read_torch(path: Path) -> Any:
-    with path.open("rb") as file:
-        opening = file.read(len(_LEGACY))
-    if not opening.startswith(_ZIP) and opening != _LEGACY:
-        raise CheckpointError(f"{path}: neither a torch checkpoint nor a .safetensors file")
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        foreign = re.search(r"GLOBAL (\S+)", str(error))
+        foreign = re.search(r"GLOBAL (\w[\w.]*\.\w+)", str(error))
         if foreign:
             raise CheckpointError(
                 f"{path}: holds a pickled {foreign[1]}, and objects other than tensors are not read: "
                 "save model.state_dict()"
             ) from error
         raise CheckpointError(f"{path}: damaged torch checkpoint{_reason(error)}") from error
-    except (RuntimeError, EOFError, ValueError, LookupError) as error:
+    except _DAMAGE as error:
         raise CheckpointError(f"{path}: damaged or truncated torch checkpoint{_reason(error)}") from error
 
 
@@ -98,7 +114,7 @@ def _reason(error: Exception) -> str:
 
 
 def _search(content: Any, path: tuple[str, ...]) -> Iterator[Weights]:
-    """Named tensors in the wrappers' order, innermost last: a plain state dict is its own answer."""
+    """Named tensors, those in wrappers first, in the wrappers' order."""
     if not isinstance(content, Mapping):
         return
     for name in WRAPPERS:

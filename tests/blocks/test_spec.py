@@ -1,0 +1,74 @@
+"""Geometry of a block: what pads, what lines up, what is refused."""
+
+import re
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from unbranch.blocks import ConvSpec
+
+SIZES = {1: (17,), 2: (17, 12), 3: (9, 8, 7)}
+
+
+@pytest.mark.parametrize("kernel", [1, 2, 3, 4, 5, 7])
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("dilation", [1, 2, 3])
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_the_centre_tap_sits_on_the_pixel_that_a_pointwise_kernel_sees(
+    kernel: int, stride: int, dilation: int, dims: int
+) -> None:
+    spec = ConvSpec.of(1, 1, kernel, stride, dilation=dilation, dims=dims)
+    layers = nn.Sequential(spec.conv()).double()
+    with torch.no_grad():
+        (weight,) = layers.parameters()
+        weight.zero_()
+        weight[(0, 0, *((kernel - 1) // 2,) * dims)] = 1
+    x = torch.randn(1, 1, *SIZES[dims], dtype=torch.float64)
+    every = (slice(None), slice(None), *(slice(None, None, stride),) * dims)
+    assert torch.equal(layers(x), x[every])
+
+
+@pytest.mark.parametrize("mode", ["zeros", "reflect", "replicate", "circular"])
+@pytest.mark.parametrize("kernel", [(4, 3), (2, 5), (6, 6)])
+def test_an_asymmetric_border_is_the_mode_s_own(mode: str, kernel: tuple[int, int]) -> None:
+    spec = ConvSpec.of(2, 3, kernel, padding_mode=mode)
+    layers = nn.Sequential(spec.conv()).double()
+    (weight,) = layers.parameters()
+    x = torch.randn(2, 2, 9, 8, dtype=torch.float64)
+    (top, bottom), (left, right) = (((k - 1) // 2, k // 2) for k in kernel)
+    border = F.pad(x, (left, right, top, bottom), mode="constant" if mode == "zeros" else mode)
+    assert torch.allclose(layers(x), F.conv2d(border, weight), rtol=0, atol=1e-13)
+
+
+def test_a_symmetric_border_needs_no_pad_module() -> None:
+    assert list(ConvSpec.of(2, 2, (3, 5)).conv()) == ["conv"]
+    assert list(ConvSpec.of(2, 2, (3, 4)).conv()) == ["pad", "conv"]
+
+
+def test_the_norm_is_the_one_asked_for() -> None:
+    spec = ConvSpec.of(2, 4, 3, norm=partial(nn.BatchNorm2d, eps=1e-3))
+    norm = spec.conv_norm().get_submodule("norm")
+    assert isinstance(norm, nn.BatchNorm2d)
+    assert (norm.eps, norm.num_features) == (1e-3, 4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "words"),
+    [
+        ((0, 4, 3), {}, "in_channels must be at least 1, got 0"),
+        ((4, 6, 3), {"groups": 4}, "out_channels=6 cannot be divided into groups=4"),
+        ((4, 4, 3), {"groups": 0}, "groups=0"),
+        ((4, 4, 0), {}, "kernel_size=0"),
+        ((4, 4, (3, 3, 3)), {}, "kernel_size=(3, 3, 3) must be one positive number or 2 of them"),
+        ((4, 4, 3, -1), {}, "stride=-1"),
+        ((4, 4, 3), {"dilation": (1, 0)}, "dilation=(1, 0)"),
+        ((4, 4, 3), {"padding_mode": "constant"}, "padding_mode='constant' is none of zeros, reflect"),
+        ((4, 4, 3), {"dims": 4}, "dims must be 1, 2 or 3, got 4"),
+    ],
+)
+def test_what_makes_no_convolution_is_refused_with_its_values(arguments, options, words: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(words)):
+        ConvSpec.of(*arguments, **options)
