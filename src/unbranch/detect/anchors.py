@@ -1,7 +1,8 @@
 """Do the anchors fit the boxes of this data set, and if not, which would.
 
-The fit of a box (w, h) and an anchor (a_w, a_h) is min(w / a_w, a_w / w, h / a_h, a_h / h): 1 is perfect, and below
-1 / threshold the anchor cannot be assigned to the box. A set of anchors reaches a box if one of them does.
+The fit of a box (w, h) and an anchor (a_w, a_h) is min(w / a_w, a_w / w, h / a_h, a_h / h): 1 is perfect, and
+below 1 / threshold the anchor cannot be assigned to the box. A set of anchors reaches a box if one of them
+does.
 """
 
 from collections.abc import Sequence
@@ -23,7 +24,8 @@ SPREAD_ROUNDS = 30
 
 
 class Fit(NamedTuple):
-    """reach: share of the boxes within the threshold of an anchor; score: mean over all boxes of the best fit that is."""
+    """reach: share of the boxes within the threshold of an anchor; score: mean over all boxes of the best fit
+    that is."""
 
     reach: float
     score: float
@@ -39,7 +41,8 @@ class Choice(NamedTuple):
 
 
 def training_sides(split: Split) -> Float[np.ndarray, "m 2"]:
-    """Width and height, in training-size pixels, of every box that is trained on and at least 2 pixels large."""
+    """Width and height, in training-size pixels, of every box that is trained on and at least 2 pixels
+    large."""
     corners = [training_boxes(split, index)[0] for index in range(len(split))]
     sides = torch.cat([box[:, 2:] - box[:, :2] for box in corners]).double().numpy()
     return sides[(sides >= SMALLEST).any(1)]
@@ -66,8 +69,8 @@ def choose_anchors(
 ) -> Choice:
     """Keep `anchors` where they reach 98 % of the boxes; otherwise compute better ones, if there are any.
 
-    New anchors come from k-means on the boxes' sides and are then evolved by seeded mutation; small ones go to the
-    first levels. `sizes` multiplies the boxes, for training at several sizes.
+    New anchors come from k-means on the boxes' sides and are then evolved by seeded mutation; small ones go
+    to the first levels. `sizes` multiplies the boxes, for training at several sizes.
     """
     sides = np.concatenate([sides * factor for factor in sizes])
     given = anchors.reshape(-1, 2).double().numpy()

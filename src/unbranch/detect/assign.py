@@ -4,8 +4,8 @@ A box and an anchor belong together where neither side differs by more than the 
 
     max(w / a_w, a_w / w, h / a_h, a_h / h) < threshold
 
-The box is then learnt by the cell that holds its centre and by the neighbour on each axis that the centre is nearer
-to, since a cell can place a centre half a cell outside itself. Source: YOLOv5, release 5 and later.
+The box is then learnt by the cell that holds its centre and by the neighbour on each axis that the centre is
+nearer to, since a cell can place a centre half a cell outside itself. Source: YOLOv5, release 5 and later.
 """
 
 from collections.abc import Sequence
@@ -26,9 +26,7 @@ class Matches(NamedTuple):
     target: Int64[Tensor, " k"]
 
 
-def fits(
-    sides: Float[Tensor, "m 2"], anchors: Float[Tensor, "a 2"], threshold: float
-) -> Bool[Tensor, "m a"]:
+def fits(sides: Float[Tensor, "m 2"], anchors: Float[Tensor, "a 2"], threshold: float) -> Bool[Tensor, "m a"]:
     """Whether each box (width, height) is within a factor of `threshold` of each anchor on both sides.
 
     Example:

@@ -1,11 +1,13 @@
-"""Augmentation: mosaic, scale and translate, flip, colour; on uint8 pictures, drawn from one generator a picture.
+"""Augmentation: mosaic, scale and translate, flip, colour; on uint8 pictures, drawn from one generator a
+picture.
 
     position in the result = gain · (position on the canvas - canvas centre) + result's centre + shift
 
-Scale and translate are folded into the placing of each picture, so every pixel is resized once, at its final size.
+Scale and translate are folded into the placing of each picture, so every pixel is resized once, at its final
+size.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import cv2
@@ -41,7 +43,9 @@ def sample(
     height, width = image.shape[-2:]
     return Sample(
         tv_tensors.Image(image),
-        tv_tensors.BoundingBoxes(boxes, format=tv_tensors.BoundingBoxFormat.XYXY, canvas_size=(height, width)),  # pyright: ignore[reportCallIssue]
+        tv_tensors.BoundingBoxes(
+            boxes, format=tv_tensors.BoundingBoxFormat.XYXY, canvas_size=(height, width)
+        ),  # pyright: ignore[reportCallIssue]
         classes,
     )
 
@@ -86,7 +90,8 @@ def _mosaic_corners(samples: Sequence[Sample], centre: np.ndarray) -> list[np.nd
 
 
 def _paste(canvas: Tensor, image: Tensor, origin: np.ndarray, gain: float) -> None:
-    """Draw `image`, scaled by `gain`, on the canvas with its corner at `origin`; only what will be seen is resized."""
+    """Draw `image`, scaled by `gain`, on the canvas with its corner at `origin`; only what will be seen is
+    resized."""
     spans = []
     for axis, extent in ((0, image.shape[-1]), (1, image.shape[-2])):
         first = max(int(np.floor(-origin[axis] / gain)), 0)
@@ -116,16 +121,20 @@ def _kept(canvas: Tensor, boxes: Tensor, classes: Tensor) -> Sample:
 
 def flip(given: Sample, recipe: Recipe, draw: np.random.Generator) -> Sample:
     """Mirrored left to right with probability `flip_horizontal`, upside down with `flip_vertical`."""
-    image, boxes, classes = given
     if draw.random() < recipe.flip_horizontal:
-        image, boxes = v2.horizontal_flip(image), v2.horizontal_flip(boxes)
+        given = _mirrored(given, v2.horizontal_flip)
     if draw.random() < recipe.flip_vertical:
-        image, boxes = v2.vertical_flip(image), v2.vertical_flip(boxes)
-    return Sample(image, boxes, classes)
+        given = _mirrored(given, v2.vertical_flip)
+    return given
+
+
+def _mirrored(given: Sample, mirror: Callable[[Tensor], Tensor]) -> Sample:
+    return sample(mirror(given.image), mirror(given.boxes).as_subclass(Tensor), given.classes)
 
 
 def recolour(given: Sample, recipe: Recipe, draw: np.random.Generator) -> Sample:
-    """Hue turned by ± `hue` of a full turn, saturation and value multiplied by 1 ± `saturation` and 1 ± `value`."""
+    """Hue turned by ± `hue` of a full turn, saturation and value multiplied by 1 ± `saturation` and 1 ±
+    `value`."""
     turn, *gains = draw.uniform(-1, 1, 3) * (recipe.hue, recipe.saturation, recipe.value)
     if not (recipe.hue or recipe.saturation or recipe.value):
         return given
@@ -135,10 +144,11 @@ def recolour(given: Sample, recipe: Recipe, draw: np.random.Generator) -> Sample
 def shift_hsv(
     image: UInt8[Tensor, "3 h w"], turn: float, saturation: float, value: float
 ) -> UInt8[Tensor, "3 h w"]:
-    """Change hue (by `turn` of a full turn), saturation and value (by factors, clipped at 1) of an RGB picture.
+    """Change hue (by `turn` of a full turn), saturation and value (by factors, clipped at 1) of an RGB
+    picture.
 
-    In eight bits: hue, saturation and value have 256 steps each. Source: A. R. Smith, Color gamut transform pairs,
-    1978; OpenCV's full-range HSV.
+    In eight bits: hue, saturation and value have 256 steps each. Source: A. R. Smith, Color gamut transform
+    pairs, 1978; OpenCV's full-range HSV.
 
     Example:
         >>> shift_hsv(torch.full((3, 1, 1), 100, dtype=torch.uint8), 0.1, 2.0, 0.5).flatten().tolist()
@@ -146,6 +156,10 @@ def shift_hsv(
     """
     hsv = cv2.cvtColor(np.ascontiguousarray(image.permute(1, 2, 0).numpy()), cv2.COLOR_RGB2HSV_FULL)
     steps = np.arange(256)
-    tables = [(steps + round(256 * turn)) % 256, (steps * saturation).clip(0, 255), (steps * value).clip(0, 255)]
+    tables = [
+        (steps + round(256 * turn)) % 256,
+        (steps * saturation).clip(0, 255),
+        (steps * value).clip(0, 255),
+    ]
     changed = cv2.LUT(hsv, np.stack(tables, 1).round().astype(np.uint8)[None])
     return torch.from_numpy(cv2.cvtColor(changed, cv2.COLOR_HSV2RGB_FULL)).permute(2, 0, 1)

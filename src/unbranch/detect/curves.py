@@ -18,7 +18,8 @@ CONFUSION_CONFIDENCE = 0.25
 
 @dataclass(frozen=True)
 class Curves:
-    """For each class: precision, recall and F1 at each `confidence`, and precision at 101 recalls (0, 0.01 … 1)."""
+    """For each class: precision, recall and F1 at each `confidence`, and precision at 101 recalls (0, 0.01 …
+    1)."""
 
     confidence: Float[np.ndarray, " steps"]
     precision: Float[np.ndarray, "classes steps"]
@@ -33,7 +34,8 @@ def confidence_curves(
     num_classes: int,
     precision_at_recall: Float[np.ndarray, "101 classes"],
 ) -> Curves:
-    """Precision TP / (TP + FP), recall TP / boxes and F1 = 2 P R / (P + R) at 1,001 confidences, at IoU 0.5."""
+    """Precision TP / (TP + FP), recall TP / boxes and F1 = 2 P R / (P + R) at 1,001 confidences, at IoU
+    0.5."""
     judged = [judge(one, labels) for one, labels in zip(found, truth, strict=True)]
     counted = torch.cat([counts for counts, _ in judged]).numpy()
     right = torch.cat([hits for _, hits in judged]).numpy()
@@ -73,7 +75,10 @@ def judge(found: Float[Tensor, "k 6"], labels: Labels) -> tuple[Bool[Tensor, " k
 
 def _inside(boxes: Tensor, areas: Tensor) -> Float[Tensor, "k c"]:
     """Share of each box that lies in each area."""
-    low, high = torch.maximum(boxes[:, None, :2], areas[:, :2]), torch.minimum(boxes[:, None, 2:], areas[:, 2:])
+    low, high = (
+        torch.maximum(boxes[:, None, :2], areas[:, :2]),
+        torch.minimum(boxes[:, None, 2:], areas[:, 2:]),
+    )
     return (high - low).clamp(min=0).prod(-1) / box_area(boxes)[:, None].clamp(min=1e-9)
 
 
@@ -84,19 +89,19 @@ def confusion_matrix(
 
     Only detections above confidence 0.25; pairs by greatest IoU, 0.45 at least, whatever their classes.
     """
-    matrix = np.zeros((num_classes + 1, num_classes + 1), dtype=np.int64)
+    side = num_classes + 1
+    cells = [np.zeros(0, dtype=np.int64)]
     for one, labels in zip(found, truth, strict=True):
         sure = one[one[:, 4] > CONFUSION_CONFIDENCE].cpu()
-        single = labels.trained
-        rows, columns = _pairs(box_iou(sure[:, :4], single.boxes))
-        predicted, true = sure[:, 5].long(), single.classes
-        np.add.at(matrix, (predicted[rows].numpy(), true[columns].numpy()), 1)
-        np.add.at(matrix, (np.delete(predicted.numpy(), rows.numpy()), num_classes), 1)
-        np.add.at(matrix, (num_classes, np.delete(true.numpy(), columns.numpy())), 1)
-    return matrix
+        rows, columns = _pairs(box_iou(sure[:, :4], labels.trained.boxes))
+        predicted, true = sure[:, 5].long().numpy(), labels.trained.classes.numpy()
+        cells.append(predicted[rows] * side + true[columns])
+        cells.append(np.delete(predicted, rows) * side + num_classes)
+        cells.append(num_classes * side + np.delete(true, columns))
+    return np.bincount(np.concatenate(cells), minlength=side * side).reshape(side, side)
 
 
-def _pairs(overlap: Float[Tensor, "k m"]) -> tuple[Int64[Tensor, " p"], Int64[Tensor, " p"]]:
+def _pairs(overlap: Float[Tensor, "k m"]) -> tuple[list[int], list[int]]:
     """One-to-one pairs, the greatest overlap first."""
     rows, columns = (overlap >= CONFUSION_IOU).nonzero(as_tuple=True)
     order = overlap[rows, columns].argsort(descending=True, stable=True)
@@ -106,4 +111,4 @@ def _pairs(overlap: Float[Tensor, "k m"]) -> tuple[Int64[Tensor, " p"], Int64[Te
         if row not in kept_rows and column not in kept_columns:
             kept_rows.append(row)
             kept_columns.append(column)
-    return torch.tensor(kept_rows, dtype=torch.int64), torch.tensor(kept_columns, dtype=torch.int64)
+    return kept_rows, kept_columns

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from typing import Self, TypeVar
+from typing import Generic, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -10,11 +10,11 @@ from torch import Tensor, nn
 Network = TypeVar("Network", bound=nn.Module)
 
 
-class Average(nn.Module):
+class Average(nn.Module, Generic[Network]):
     """average ← d · average + (1 - d) · weights, with d = decay · (1 - exp(-updates / ramp)).
 
-    Every floating-point entry of the state is averaged, the norms' statistics included; the others are copied. The
-    average is a module of its own, in eval mode, that needs no gradients.
+    Every floating-point entry of the state is averaged, the norms' statistics included; the others are
+    copied. The average is a module of its own, in eval mode, that needs no gradients.
 
     Source: Polyak averaging; the ramp is YOLOv5's.
 
@@ -24,9 +24,10 @@ class Average(nn.Module):
         1
     """
 
+    network: Network
     updates: Tensor
 
-    def __init__(self, network: nn.Module, decay: float = 0.9999, ramp: float = 2000.0) -> None:
+    def __init__(self, network: Network, decay: float = 0.9999, ramp: float = 2000.0) -> None:
         super().__init__()
         self.decay, self.ramp = decay, ramp
         self.network = copy.deepcopy(network).eval().requires_grad_(False)

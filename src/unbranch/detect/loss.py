@@ -2,10 +2,11 @@
 
 With k matches in a level, c cells and N pictures, over all ranks:
 
-    loss = N · Σ_levels [ box · mean_k (1 - CIoU) + objectness · balance · mean_c BCE(o, CIoU⁺) + classes · mean_k BCE(class) ]
+    loss = N · Σ_levels [ box · mean_k (1 - CIoU) + objectness · balance · mean_c BCE(o, CIoU⁺) + classes ·
+    mean_k BCE(class) ]
 
-A cell's objectness is taught the CIoU of the box it predicts, 0 where it has no match, the greatest where it has several.
-Sources: YOLOv5, release 6; CIoU: Zheng et al., Distance-IoU loss, AAAI 2020.
+A cell's objectness is taught the CIoU of the box it predicts, 0 where it has no match, the greatest where it
+has several. Sources: YOLOv5, release 6; CIoU: Zheng et al., Distance-IoU loss, AAAI 2020.
 """
 
 from collections.abc import Callable, Sequence
@@ -39,7 +40,8 @@ BALANCE = {3: (4.0, 1.0, 0.4), 4: (4.0, 1.0, 0.25, 0.06)}
 
 
 class Losses(NamedTuple):
-    """`total` is what is minimised, for all pictures of the batch; the parts are its shares a picture, detached."""
+    """`total` is what is minimised, for all pictures of the batch; the parts are its shares a picture,
+    detached."""
 
     total: Float[Tensor, ""]
     parts: Float[Tensor, "3"]
@@ -56,7 +58,9 @@ def scaled_gains(recipe: Recipe, num_classes: int, levels: int, size: int) -> Ga
     """
     balance = BALANCE[levels] if recipe.balance is None else recipe.balance
     if len(balance) != levels:
-        raise InputError(f"recipe: balance has {len(balance)} numbers, the network {levels} levels; give one a level")
+        raise InputError(
+            f"recipe: balance has {len(balance)} numbers, the network {levels} levels; give one a level"
+        )
     objectness = recipe.objectness * (size / 640) ** 2 * 3 / levels
     return Gains(
         box=recipe.box * 3 / levels,
@@ -69,12 +73,13 @@ def scaled_gains(recipe: Recipe, num_classes: int, levels: int, size: int) -> Ga
 class DetectionLoss:
     """The loss of raw maps against targets.
 
-    anchors: (levels, a, 2) pixels; strides: (levels,) pixels.
-    With `ranks` processes, `reduce` sums a tensor over them: each part is then divided by what all ranks have, and
-    multiplied by `ranks`, so that gradients averaged over the ranks are those of one process with the whole batch.
+    anchors: (levels, a, 2) pixels; strides: (levels,) pixels. With `ranks` processes, `reduce` sums a tensor
+    over them: each part is then divided by what all ranks have, and multiplied by `ranks`, so that gradients
+    averaged over the ranks are those of one process with the whole batch.
 
     Example:
-        >>> loss = DetectionLoss(torch.tensor([[[10.0, 13.0]]]), torch.tensor([8.0]), Gains(0.05, (4.0,), 0.5))
+        >>> gains = Gains(0.05, (4.0,), 0.5)
+        >>> loss = DetectionLoss(torch.tensor([[[10.0, 13.0]]]), torch.tensor([8.0]), gains)
         >>> loss([torch.zeros(1, 1, 8, 8, 6)], torch.zeros(0, 6)).parts[0]
         tensor(0.)
     """
@@ -87,17 +92,22 @@ class DetectionLoss:
     reduce: Reduce = torch.clone
 
     def __call__(self, maps: Sequence[Tensor], targets: Float[Tensor, "m 6"]) -> Losses:
-        """maps: each (n, a, rows, columns, 5 + classes) logits. targets: (picture, class, x, y, w, h) in pixels."""
+        """maps: each (n, a, rows, columns, 5 + classes) logits. targets: (picture, class, x, y, w, h) in
+        pixels."""
         matched = [
             assign(targets, self.anchors[level], float(self.strides[level]), raw.shape[2:4], self.threshold)
             for level, raw in enumerate(maps)
         ]
         own = [maps[0].shape[0], *(len(m.target) for m in matched), *(raw[..., 0].numel() for raw in maps)]
-        pictures, *counts = self.reduce(torch.tensor(own, dtype=torch.float64, device=targets.device)).tolist()
+        pictures, *counts = self.reduce(
+            torch.tensor(own, dtype=torch.float64, device=targets.device)
+        ).tolist()
         matches, cells = counts[: len(maps)], counts[len(maps) :]
         parts = torch.stack(
             [
-                self._level(level, raw.float(), matched[level], targets, max(matches[level], 1.0), cells[level])
+                self._level(
+                    level, raw.float(), matched[level], targets, max(matches[level], 1.0), cells[level]
+                )
                 for level, raw in enumerate(maps)
             ]
         ).sum(0)
@@ -129,6 +139,6 @@ class DetectionLoss:
 
 def _greatest(taught: Tensor, at: Matches, quality: Tensor) -> Tensor:
     """The greatest quality that each cell was matched with: the same in any order of the targets."""
-    n, anchors, rows, columns = taught.shape
+    _, anchors, rows, columns = taught.shape
     place = ((at.picture * anchors + at.anchor) * rows + at.row) * columns + at.column
     return taught.flatten().scatter_reduce(0, place, quality.to(taught.dtype), "amax").view_as(taught)

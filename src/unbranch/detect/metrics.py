@@ -1,5 +1,6 @@
 """How good detections are: the COCO evaluator's mean average precision, and what a person reads beside it."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -10,7 +11,7 @@ from faster_coco_eval import COCO, COCOeval_faster
 from jaxtyping import Float
 from torch import Tensor
 
-from unbranch.detect.curves import Curves, confusion_matrix, confidence_curves
+from unbranch.detect.curves import Curves, confidence_curves, confusion_matrix
 from unbranch.detect.data.check import Labels, Split
 
 Found = Float[Tensor, "found 6"]
@@ -18,7 +19,8 @@ Found = Float[Tensor, "found 6"]
 
 @dataclass(frozen=True)
 class ClassMetrics:
-    """One class: its boxes, AP at IoU 0.5 and averaged over 0.5…0.95, precision and recall where mean F1 is best.
+    """One class: its boxes, AP at IoU 0.5 and averaged over 0.5…0.95, precision and recall where mean F1 is
+    best.
 
     The four measures are NaN where no box of the class is there to be found.
     """
@@ -35,8 +37,9 @@ class ClassMetrics:
 class Metrics:
     """The measures of one split; `map` is mAP50-95. Means are over the classes that have boxes.
 
-    precision and recall are those at `confidence`, where the mean F1 (IoU 0.5) is best; `confusion[p, t]` counts
-    boxes found as class p that are t, the last row and column being "nothing"; `curves` is drawn from IoU 0.5.
+    precision and recall are those at `confidence`, where the mean F1 (IoU 0.5) is best; `confusion[p, t]`
+    counts boxes found as class p that are t, the last row and column being "nothing"; `curves` is drawn from
+    IoU 0.5.
     """
 
     map: float
@@ -56,12 +59,18 @@ class Metrics:
         return 0.1 * self.map50 + 0.9 * self.map
 
     def to_dict(self) -> dict[str, Any]:
-        """The numbers, for JSON; without the curves."""
-        plain = {name: getattr(self, name) for name in ("map", "map50", "map75", "precision", "recall", "confidence")}
+        """The numbers, for JSON (None for NaN); without the curves."""
+        plain = {
+            name: getattr(self, name)
+            for name in ("map", "map50", "map75", "precision", "recall", "confidence")
+        }
         return {
             **plain,
             "pictures": self.pictures,
-            "classes": [asdict(one) for one in self.classes],
+            "classes": [
+                {name: None if value != value else value for name, value in asdict(one).items()}
+                for one in self.classes
+            ],
             "confusion": self.confusion.tolist(),
         }
 
@@ -80,12 +89,7 @@ def evaluate(found: Sequence[Found], split: Split) -> Metrics:
     curves = confidence_curves(found, truth, len(names), precision[0])
     present = boxes > 0
     at = int(np.argmax(curves.f1[present].mean(0)))
-    classes = tuple(
-        ClassMetrics(name, int(boxes[i]), *(_or_nan(value, present[i]) for value in (
-            precision[0, :, i].mean(), precision[:, :, i].mean(), curves.precision[i, at], curves.recall[i, at]
-        )))  # fmt: skip
-        for i, name in enumerate(names)
-    )
+    classes = tuple(_of_class(i, names[i], int(boxes[i]), precision, curves, at) for i in range(len(names)))
     return Metrics(
         map=float(precision[:, :, present].mean()),
         map50=float(precision[0][:, present].mean()),
@@ -100,15 +104,28 @@ def evaluate(found: Sequence[Found], split: Split) -> Metrics:
     )
 
 
-def _or_nan(value: float, known: bool) -> float:
-    return float(value) if known else float("nan")
+def _of_class(
+    index: int, name: str, boxes: int, precision: np.ndarray, curves: Curves, at: int
+) -> ClassMetrics:
+    if not boxes:
+        return ClassMetrics(name, 0, math.nan, math.nan, math.nan, math.nan)
+    return ClassMetrics(
+        name,
+        boxes,
+        map50=float(precision[0, :, index].mean()),
+        map=float(precision[:, :, index].mean()),
+        precision=float(curves.precision[index, at]),
+        recall=float(curves.recall[index, at]),
+    )
 
 
 def _coco_precision(found: Sequence[Found], split: Split) -> Float[np.ndarray, "ious recalls classes"]:
     """Precision at 10 IoU thresholds, 101 recalls, for each class; all areas, 100 detections a picture."""
     truth = COCO(_coco_truth(split))
     rows = [
-        np.concatenate((np.full((len(one), 1), index), _coco_rows(one)), 1) for index, one in enumerate(found) if len(one)
+        np.concatenate((np.full((len(one), 1), index), _coco_rows(one)), 1)
+        for index, one in enumerate(found)
+        if len(one)
     ]
     if not rows:
         return np.zeros((10, 101, len(split.names)))
@@ -131,10 +148,16 @@ def _coco_truth(split: Split) -> dict[str, Any]:
     for picture, labels in enumerate(split.labels):
         for box, category, crowd in _rows(labels):
             x1, y1, x2, y2 = box
-            annotations.append({
-                "id": len(annotations) + 1, "image_id": picture, "category_id": category, "iscrowd": int(crowd),
-                "bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1),
-            })  # fmt: skip
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": picture,
+                    "category_id": category,
+                    "iscrowd": int(crowd),
+                    "bbox": [x1, y1, x2 - x1, y2 - y1],
+                    "area": (x2 - x1) * (y2 - y1),
+                }
+            )
     categories = [{"id": index, "name": name} for index, name in enumerate(split.names)]
     return {"images": pictures, "annotations": annotations, "categories": categories}
 

@@ -17,7 +17,18 @@ from unbranch.detect.data.check import Split
 from unbranch.detect.files import replacing
 from unbranch.detect.metrics import Metrics
 
-PALETTE = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#808000", "#f032e6", "#469990")
+PALETTE = (
+    "#e6194b",
+    "#3cb44b",
+    "#4363d8",
+    "#f58231",
+    "#911eb4",
+    "#008080",
+    "#9a6324",
+    "#808000",
+    "#f032e6",
+    "#469990",
+)
 MOST_NAMED = 20
 """Classes up to which each has its own line and label; with more, only the mean is named."""
 
@@ -76,8 +87,20 @@ def plot_precision_recall(metrics: Metrics) -> Figure:
         one = metrics.classes[index]
         label = f"{one.name} {one.map50:.3f}" if len(present) <= MOST_NAMED else None
         axes.plot(recall, curve[:, index], color=PALETTE[index % len(PALETTE)], linewidth=1, label=label)
-    axes.plot(recall, curve[:, present].mean(1), color="black", linewidth=2.5, label=f"all {metrics.map50:.3f} mAP50")
-    axes.set(title="precision and recall, IoU 0.5", xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
+    axes.plot(
+        recall,
+        curve[:, present].mean(1),
+        color="black",
+        linewidth=2.5,
+        label=f"all {metrics.map50:.3f} mAP50",
+    )
+    axes.set(
+        title="precision and recall, IoU 0.5",
+        xlabel="recall",
+        ylabel="precision",
+        xlim=(0, 1),
+        ylim=(0, 1.02),
+    )
     axes.grid(alpha=0.3)
     axes.legend(loc="lower left")
     return figure
@@ -91,12 +114,20 @@ def plot_f1(metrics: Metrics) -> Figure:
     present = [i for i, one in enumerate(metrics.classes) if one.boxes]
     for index in present:
         label = metrics.classes[index].name if len(present) <= MOST_NAMED else None
-        axes.plot(curves.confidence, curves.f1[index], color=PALETTE[index % len(PALETTE)], linewidth=1, label=label)
+        axes.plot(
+            curves.confidence, curves.f1[index], color=PALETTE[index % len(PALETTE)], linewidth=1, label=label
+        )
     mean = curves.f1[present].mean(0)
     axes.plot(
-        curves.confidence, mean, color="black", linewidth=2.5, label=f"all {mean.max():.3f} at {metrics.confidence:.3f}"
+        curves.confidence,
+        mean,
+        color="black",
+        linewidth=2.5,
+        label=f"all {mean.max():.3f} at {metrics.confidence:.3f}",
     )
-    axes.set(title="F1 and confidence, IoU 0.5", xlabel="confidence", ylabel="F1", xlim=(0, 1), ylim=(0, 1.02))
+    axes.set(
+        title="F1 and confidence, IoU 0.5", xlabel="confidence", ylabel="F1", xlim=(0, 1), ylim=(0, 1.02)
+    )
     axes.grid(alpha=0.3)
     axes.legend()
     return figure
@@ -138,8 +169,10 @@ def draw_boxes(
     """A picture with named boxes; a picture without boxes is given back as it is."""
     if not len(corners):
         return image.contiguous()
-    colours = [PALETTE[index % len(PALETTE)] for index in classes]
-    return draw_bounding_boxes(image.contiguous(), corners, [names[i] for i in classes], colors=colours, width=2)
+    colours: list[str | tuple[int, int, int]] = [PALETTE[index % len(PALETTE)] for index in classes]
+    return draw_bounding_boxes(
+        image.contiguous(), corners, [names[i] for i in classes], colors=colours, width=2
+    )
 
 
 def save_picture(image: UInt8[Tensor, "3 h w"], path: Path) -> None:

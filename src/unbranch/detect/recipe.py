@@ -13,7 +13,8 @@ class Recipe:
     """Hyper-parameters. Fractions unless a unit is named; gains are for 80 classes, 3 levels and 640 pixels.
 
     Source: the low-augmentation settings published with YOLOv5 (release 6). Ours: `optimizer="auto"`
-    (`schedule.choose_optimizer`) and `mosaic_off`, the share of the epochs, at the end, that see whole pictures.
+    (`schedule.choose_optimizer`) and `mosaic_off`, the share of the epochs, at the end, that see whole
+    pictures.
 
     Raises InputError for a value outside its range.
 
@@ -33,7 +34,7 @@ class Recipe:
     nominal_batch: int | None = None
     clip: float = 10.0
     ema_decay: float = 0.9999
-    ema_ramp: float | None = None
+    ema_ramp: float = 2000.0
 
     box: float = 0.05
     objectness: float = 1.0
@@ -59,7 +60,9 @@ class Recipe:
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"recipe: {name} is {getattr(self, name)}; give a fraction in 0..1")
         if self.scale >= 1:
-            raise InputError(f"recipe: scale is {self.scale}; give less than 1, or a picture may shrink to nothing")
+            raise InputError(
+                f"recipe: scale is {self.scale}; give less than 1, or a picture may shrink to nothing"
+            )
         if self.anchor_threshold <= 1:
             raise InputError(f"recipe: anchor_threshold is {self.anchor_threshold}; give a ratio above 1")
 

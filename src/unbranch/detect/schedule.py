@@ -65,14 +65,6 @@ class Plan:
         return self.recipe.weight_decay * self.batch * accumulate / NOMINAL_BATCH
 
     @property
-    def ema_ramp(self) -> float:
-        """Updates over which the average opens: 2000, or a tenth of a short training."""
-        if self.recipe.ema_ramp is not None:
-            return self.recipe.ema_ramp
-        updates = self.steps * self.epochs * self.batch / self.nominal
-        return min(2000.0, max(updates / 10, 1.0))
-
-    @property
     def plain_from(self) -> int:
         """The first epoch without mosaic."""
         return self.epochs - round(self.recipe.mosaic_off * self.epochs)
@@ -80,8 +72,9 @@ class Plan:
     def at(self, step: int) -> "Rates":
         """The rates of the batch with that number, counted from 0 over the whole training.
 
-        After warm-up lr · (f + (1 - f) · (1 + cos(π · t)) / 2) with t from 0 to 1 and f = `final_lr`. During warm-up all rates
-        go linearly from 0 (biases from `warmup_bias_lr`) to that, momentum and accumulation to theirs.
+        After warm-up lr · (f + (1 - f) · (1 + cos(π · t)) / 2) with t from 0 to 1 and f = `final_lr`. During
+        warm-up all rates go linearly from 0 (biases from `warmup_bias_lr`) to that, momentum and accumulation
+        to theirs.
         """
         recipe = self.recipe
         done = step / (self.steps * self.epochs)

@@ -25,7 +25,8 @@ Weights = str | Path | nn.Module | Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Validation:
-    """The measures of a split, what was checked of it, and the milliseconds a picture for each part of the work."""
+    """The measures of a split, what was checked of it, and the milliseconds a picture for each part of the
+    work."""
 
     metrics: Metrics
     split: Split
@@ -57,9 +58,10 @@ def validate(
 ) -> Validation:
     """mAP50, mAP50-95 and more of `weights` on one split, by the COCO evaluator, in original pixels.
 
-    weights: a `.safetensors` of ours, an exported `.onnx` or OpenVINO file, a module, or a function from images
-    (n, 3, h, w) in 0..1 to predictions (n, boxes, 5 + classes). A file with a fixed input is fed at that size, square;
-    others rectangularly. data: what `train` takes, or a checked `Split`, whose size then counts.
+    weights: a `.safetensors` of ours, an exported `.onnx` or OpenVINO file, a module, or a function from
+    images (n, 3, h, w) in 0..1 to predictions (n, boxes, 5 + classes). A file with a fixed input is fed at
+    that size, square; others rectangularly. data: what `train` takes, or a checked `Split`, whose size then
+    counts.
 
     Raises InputError where the classes of weights and data differ, or either cannot be read.
 
@@ -70,17 +72,25 @@ def validate(
     runner = open_runner(weights, device)
     fixed = runner.size
     if fixed is not None and fixed[0] != fixed[1]:
-        raise InputError(f"{weights}: its input is {fixed[1]}x{fixed[0]}; measuring needs a square or a dynamic one")
+        raise InputError(
+            f"{weights}: its input is {fixed[1]}x{fixed[0]}; measuring needs a square or a dynamic one"
+        )
     if isinstance(data, Split):
         checked = data
     else:
         checked = check_split(open_spec(data), split, size if fixed is None else fixed[0], cache)
     if fixed is not None and fixed[0] != checked.size:
-        raise InputError(f"{weights}: its input is {fixed[0]} pixels, the pictures are held at {checked.size}")
+        raise InputError(
+            f"{weights}: its input is {fixed[0]} pixels, the pictures are held at {checked.size}"
+        )
     if runner.names is not None and len(runner.names) != len(checked.names):
-        raise InputError(f"the weights have {len(runner.names)} classes, the data {len(checked.names)}; use its own data")
+        raise InputError(
+            f"the weights have {len(runner.names)} classes, the data {len(checked.names)}; use its own data"
+        )
     batches = EvaluationSet(checked, runner.batch or batch, runner.stride, rectangular=fixed is None)
-    found, milliseconds = detect_all(runner.predict, (batches[i] for i in range(len(batches))), limits, device)
+    found, milliseconds = detect_all(
+        runner.predict, (batches[i] for i in range(len(batches))), limits, device
+    )
     return Validation(evaluate(in_order(found, len(checked)), checked), checked, milliseconds, runner.notes)
 
 
@@ -90,9 +100,16 @@ def open_runner(weights: Weights, device: str) -> Runner:
         engine = open_engine(str(weights), device)
         signature = engine.signature
         if signature.output != "predictions":
-            raise InputError(f"{weights}: its output is '{signature.output}'; measuring needs raw predictions")
+            raise InputError(
+                f"{weights}: its output is '{signature.output}'; measuring needs raw predictions"
+            )
         return Runner(
-            _of_engine(engine), signature.names, signature.size, signature.batch, engine.notes, signature.stride
+            _of_engine(engine),
+            signature.names,
+            signature.size,
+            signature.batch,
+            engine.notes,
+            signature.stride,
         )
     if isinstance(weights, nn.Module):
         moved = weights.to(device).eval()

@@ -12,7 +12,8 @@ from unbranch.detect.data.batches import EvaluationBatch
 from unbranch.detect.nms import Limits, suppress
 
 Predictor = Callable[[Tensor], Tensor]
-"""Images (n, 3, h, w) in 0..1 to predictions (n, boxes, 5 + classes): x, y, w, h, objectness, class probabilities."""
+"""Images (n, 3, h, w) in 0..1 to predictions (n, boxes, 5 + classes): x, y, w, h, objectness, class
+probabilities."""
 
 MEASURING = Limits(confidence=0.001, iou=0.6, most=300, multi_label=True)
 """What counts as a detection when measuring: nearly everything, so that the curves are whole."""
@@ -27,11 +28,12 @@ def network_images(images: Tensor, device: torch.device | str, dtype: torch.dtyp
 def found_in(
     batch: EvaluationBatch, predictions: Float[Tensor, "n boxes values"], limits: Limits
 ) -> list[tuple[int, Float[Tensor, "found 6"]]]:
-    """The detections of each picture of a batch, by its index, in pixels of the original picture, on the CPU."""
+    """The detections of each picture of a batch, by its index, in pixels of the original picture, on the
+    CPU."""
     kept = suppress(predictions, limits)
     results = []
-    for index, box, rows in zip(batch.pictures, batch.boxes, kept, strict=True):
-        rows = rows.float().cpu()
+    for index, box, standing in zip(batch.pictures, batch.boxes, kept, strict=True):
+        rows = standing.float().cpu()
         results.append((index, torch.cat((box.to_picture(rows[:, :4]), rows[:, 4:]), 1)))
     return results
 
@@ -42,7 +44,8 @@ def detect_all(
     limits: Limits,
     device: torch.device | str = "cpu",
 ) -> tuple[dict[int, Tensor], dict[str, float]]:
-    """The detections of every picture by index, and the milliseconds a picture for input, network and suppression."""
+    """The detections of every picture by index, and the milliseconds a picture for input, network and
+    suppression."""
     found: dict[int, Tensor] = {}
     spent = {"input": 0.0, "network": 0.0, "suppression": 0.0}
     with torch.inference_mode():
@@ -68,4 +71,6 @@ def plain_table(rows: Sequence[Sequence[Any]]) -> str:
     """Rows as text in aligned columns, numbers with three decimals."""
     text = [[f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in text) for i in range(len(text[0]))]
-    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in text)
+    return "\n".join(
+        "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in text
+    )

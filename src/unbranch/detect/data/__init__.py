@@ -1,4 +1,5 @@
-"""Pictures with boxes: three formats read, checked once, cached at training size, served in seeded batches."""
+"""Pictures with boxes: three formats read, checked once, cached at training size, served in seeded
+batches."""
 
 from unbranch.detect.data.batches import Batch, EvaluationBatch, EvaluationSet, TrainingKeys, TrainingSet
 from unbranch.detect.data.check import Labels, Split, check_split, check_splits

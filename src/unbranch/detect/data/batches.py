@@ -58,7 +58,8 @@ def steps_of(count: int, batch: int, ranks: int = 1) -> int:
 
 
 class TrainingKeys(Sampler[Key]):
-    """Every picture once an epoch, in an order drawn from (seed, epoch); each rank takes its share of each batch.
+    """Every picture once an epoch, in an order drawn from (seed, epoch); each rank takes its share of each
+    batch.
 
     The batches of an epoch have sizes that differ by one at most, so none is too small to train on. With
     `multi_scale` m, a batch's side is drawn within size · (1 ± m), a multiple of `stride`.
@@ -164,7 +165,13 @@ class EvaluationSet(Dataset[EvaluationBatch]):
     """
 
     def __init__(
-        self, split: Split, batch: int, stride: int = 32, rectangular: bool = True, rank: int = 0, ranks: int = 1
+        self,
+        split: Split,
+        batch: int,
+        stride: int = 32,
+        rectangular: bool = True,
+        rank: int = 0,
+        ranks: int = 1,
     ) -> None:
         self.split, self.stride, self.rectangular = split, stride, rectangular
         order = sorted(range(len(split)), key=lambda i: (split.held[i].height / split.held[i].width, i))
@@ -180,7 +187,9 @@ class EvaluationSet(Dataset[EvaluationBatch]):
         pictures = self.batches[index]
         held = [self.split.held[i] for i in pictures]
         rows, columns = self._shape([(one.height, one.width) for one in held])
-        boxes = tuple(place(one.height, one.width, (rows, columns), self.stride, rectangular=False) for one in held)
+        boxes = tuple(
+            place(one.height, one.width, (rows, columns), self.stride, rectangular=False) for one in held
+        )
         images = torch.full((len(held), rows, columns, 3), GREY, dtype=torch.uint8).permute(0, 3, 1, 2)
         for canvas, one, box in zip(images, held, boxes, strict=True):
             inner = canvas[:, box.top : box.top + box.inner_rows, box.left : box.left + box.inner_columns]

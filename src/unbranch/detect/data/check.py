@@ -23,7 +23,8 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Labels:
-    """The checked boxes of one picture: corners (x1, y1, x2, y2) in pixels of the upright picture, classes, crowd."""
+    """The checked boxes of one picture: corners (x1, y1, x2, y2) in pixels of the upright picture, classes,
+    crowd."""
 
     boxes: Float[Tensor, "n 4"]
     classes: Int64[Tensor, " n"]
@@ -87,8 +88,8 @@ def check_split(
 ) -> Split:
     """Read one split, decode every picture, and keep what is sound.
 
-    size: the longer side of the held pictures, in pixels. cache: where decoded pictures stay ("auto" takes memory
-    where there is room for them). Raises InputError where nothing is left to train or measure on.
+    size: the longer side of the held pictures, in pixels. cache: where decoded pictures stay ("auto" takes
+    memory where there is room for them). Raises InputError where nothing is left to train or measure on.
     """
     if split not in spec.splits:
         raise InputError(f"the data set has no split '{split}'; it has {', '.join(spec.splits)}")
@@ -104,8 +105,10 @@ def check_split(
     report.backgrounds = sum(len(found.classes) == 0 for found in labels)
     count = torch.bincount(torch.cat([found.classes for found in labels]), minlength=len(spec.names))
     report.boxes.update(dict(zip(spec.names, count.tolist(), strict=True)))
-    if not count.sum():
-        raise InputError(f"{split}: no box in {len(kept)} pictures; label them: {report.faults()}")
+    if not any(len(found.trained.classes) for found in labels):
+        raise InputError(
+            f"{split}: no box to learn or find in {len(kept)} pictures; label them: {report.faults()}"
+        )
     return Split(split, spec.names, size, [e.path for e, _ in kept], [h for _, h in kept], labels, report)
 
 
@@ -121,7 +124,9 @@ def _sound(
             return None
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for number, (entry, found) in enumerate(zip(entries, pool.map(attempt, entries), strict=True), start=1):
+        for number, (entry, found) in enumerate(
+            zip(entries, pool.map(attempt, entries), strict=True), start=1
+        ):
             if found is None:
                 report.add(Problem.MISSING_PICTURE, str(entry.path))
             elif isinstance(found, CorruptPictureError):
@@ -161,7 +166,9 @@ def _corners(box: RawBox, relative: bool, held: Held, report: Report) -> tuple[f
         return None
     overhang = max(-x1, -y1, x2 - held.width, y2 - held.height)
     if overhang > BORDER_TOLERANCE:
-        report.add(Problem.OUT_OF_RANGE, f"{box.where} ({overhang:.0f} px outside {held.width}x{held.height})")
+        report.add(
+            Problem.OUT_OF_RANGE, f"{box.where} ({overhang:.0f} px outside {held.width}x{held.height})"
+        )
         return None
     cut = tuple(min(max(c, 0.0), float(s)) for c, s in zip(given, sides, strict=True))
     if cut[2] <= cut[0] or cut[3] <= cut[1]:

@@ -25,10 +25,12 @@ class CocoSpec:
 
     @property
     def splits(self) -> tuple[str, ...]:
+        """The splits that have a file."""
         return tuple(self.sources)
 
     @property
     def names(self) -> tuple[str, ...]:
+        """The class names, in the order of the category ids."""
         return tuple(name for _, name in self._categories)
 
     @cached_property

@@ -1,7 +1,7 @@
 """Decode a picture once, hold it at training size: in memory, on disk, or not at all.
 
-A held picture is found by the digest of its file's bytes, never by its name or date: an edited picture is decoded
-anew, a copied or moved one is not.
+A held picture is found by the digest of its file's bytes, never by its name or date: an edited picture is
+decoded anew, a copied or moved one is not.
 """
 
 import hashlib
@@ -61,15 +61,23 @@ class Held(Protocol):
     """One picture that can be had at training size."""
 
     @property
-    def height(self) -> int: ...
+    def height(self) -> int:
+        """Rows of the original, upright."""
+        ...
 
     @property
-    def width(self) -> int: ...
+    def width(self) -> int:
+        """Columns of the original, upright."""
+        ...
 
     @property
-    def digest(self) -> str: ...
+    def digest(self) -> str:
+        """Of the bytes of the file."""
+        ...
 
-    def pixels(self) -> Tensor: ...
+    def pixels(self) -> Tensor:
+        """(3, h, w) uint8 at training size."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -111,7 +119,8 @@ class InFile:
     size: int
 
     def pixels(self) -> Tensor:
-        """(3, h, w) uint8 at training size. Raises CorruptPictureError where the file has changed for the worse."""
+        """(3, h, w) uint8 at training size. Raises CorruptPictureError where the file has changed for the
+        worse."""
         return as_tensor(shrink(decode(self.file.read_bytes(), str(self.file)), self.size))
 
 
@@ -127,7 +136,8 @@ class Keeper:
     folder: Path
 
     def hold(self, path: Path) -> Held:
-        """Read, check and hold one picture. Raises CorruptPictureError, and OSError where the file cannot be read."""
+        """Read, check and hold one picture. Raises CorruptPictureError, and OSError where the file cannot be
+        read."""
         content = path.read_bytes()
         digest = hashlib.blake2b(content, digest_size=16).hexdigest()
         if self.kind == "disk":
@@ -158,7 +168,8 @@ def _write_array(file: Path, array: np.ndarray) -> None:
 
 
 def cache_folder() -> Path:
-    """Where decoded pictures lie unless told otherwise: `$XDG_CACHE_HOME/unbranch`, else `~/.cache/unbranch`."""
+    """Where decoded pictures lie unless told otherwise: `$XDG_CACHE_HOME/unbranch`, else
+    `~/.cache/unbranch`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "unbranch" / "pictures"
 
 

@@ -55,7 +55,10 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 def _from_folder(root: Path) -> Spec:
     if (root / "JPEGImages").is_dir() and (root / "Annotations").is_dir():
         return _voc({"train": "train", "val": "val", "test": "test"}, root, str(root), optional=True)
-    files = {split: next(iter(sorted((root / "annotations").glob(f"instances_{split}*.json"))), None) for split in SPLITS}
+    files = {
+        split: next(iter(sorted((root / "annotations").glob(f"instances_{split}*.json"))), None)
+        for split in SPLITS
+    }
     coco = {split: (_coco_pictures(root, file), file) for split, file in files.items() if file is not None}
     if coco:
         return CocoSpec(coco)
@@ -63,8 +66,8 @@ def _from_folder(root: Path) -> Spec:
         if (root / name).is_file():
             return _from_mapping(_read_yaml(root / name), root, str(root / name))
     raise InputError(
-        f"{root} holds no data set: no JPEGImages and Annotations (VOC), no annotations/instances_*.json (COCO), "
-        "no data.yaml (YOLO)"
+        f"{root} holds no data set: no JPEGImages and Annotations (VOC), no annotations/instances_*.json "
+        "(COCO), no data.yaml (YOLO)"
     )
 
 
@@ -135,7 +138,9 @@ def _coco(content: dict[str, Any], root: Path, where: str) -> CocoSpec:
     for split in _present(content, where):
         given = content[split]
         if not isinstance(given, dict) or set(given) != {"images", "annotations"}:
-            raise InputError(f"{where}: {split} is {given!r}; give {{images: folder, annotations: file.json}}")
+            raise InputError(
+                f"{where}: {split} is {given!r}; give {{images: folder, annotations: file.json}}"
+            )
         sources[split] = (root / given["images"], root / given["annotations"])
     return CocoSpec(sources)
 
@@ -147,7 +152,9 @@ def _voc(content: dict[str, Any], root: Path, where: str, *, optional: bool) -> 
         sources = {split: name for split, name in sources.items() if (lists / f"{name}.txt").is_file()}
         if not sources:
             raise InputError(f"{lists} holds no train.txt, val.txt or test.txt; list the splits there")
-    names = _names(content, where) if content.get("names") else class_names(root, next(iter(sources.values())))
+    names = (
+        _names(content, where) if content.get("names") else class_names(root, next(iter(sources.values())))
+    )
     if not names:
         raise InputError(f"{where}: no annotation names a class; label the pictures first")
     return VocSpec(root, names, sources)

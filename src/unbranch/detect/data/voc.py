@@ -24,6 +24,7 @@ class VocSpec:
 
     @property
     def splits(self) -> tuple[str, ...]:
+        """The splits that were named."""
         return tuple(self.sources)
 
     def entries(self, split: str, report: Report) -> Iterator[Entry]:
@@ -99,7 +100,9 @@ def _boxes(label: Path, index: dict[str, int], report: Report) -> Iterator[RawBo
 
 def _corners(item: ElementTree.Element) -> tuple[float, float, float, float] | None:
     try:
-        x1, y1, x2, y2 = (float(item.findtext(f"bndbox/{key}") or "") for key in ("xmin", "ymin", "xmax", "ymax"))
+        x1, y1, x2, y2 = (
+            float(item.findtext(f"bndbox/{key}") or "") for key in ("xmin", "ymin", "xmax", "ymax")
+        )
     except ValueError:
         return None
     return (x1, y1, x2, y2) if all(math.isfinite(v) for v in (x1, y1, x2, y2)) else None

@@ -1,7 +1,7 @@
 """YOLO: a picture folder (or a list file) a split, and beside each picture a text file of boxes.
 
-A line of a label file is `class cx cy w h`, in fractions of the picture's sides; a line with more numbers is an
-outline `class x1 y1 x2 y2 …`, of which the bounding box is taken. `images/` in a picture's path becomes
+A line of a label file is `class cx cy w h`, in fractions of the picture's sides; a line with more numbers is
+an outline `class x1 y1 x2 y2 …`, of which the bounding box is taken. `images/` in a picture's path becomes
 `labels/` in that of its label.
 """
 
@@ -24,10 +24,12 @@ class YoloSpec:
 
     @property
     def splits(self) -> tuple[str, ...]:
+        """The splits that were named."""
         return tuple(self.sources)
 
     def entries(self, split: str, report: Report) -> Iterator[Entry]:
-        """Read every picture of `split` with its label file. Raises InputError where no label file is there."""
+        """Read every picture of `split` with its label file. Raises InputError where no label file is
+        there."""
         taken: set[Path] = set()
         looked_for = missing = 0
         label = Path()
@@ -46,8 +48,8 @@ class YoloSpec:
             yield Entry(picture, relative=True)
         if looked_for and looked_for == missing:
             raise InputError(
-                f"{split}: none of its {looked_for} pictures has a label file (looked for {label} and its like); "
-                "put the labels there"
+                f"{split}: none of its {looked_for} pictures has a label file (looked for {label} and "
+                "its like); put the labels there"
             )
 
     def _pictures(self, split: str) -> Iterator[Path]:
@@ -94,7 +96,9 @@ def read_labels(label: Path, num_classes: int, report: Report) -> Iterator[RawBo
         if values is None or not (len(values) == 5 or (len(values) >= 7 and len(values) % 2 == 1)):
             report.add(Problem.MALFORMED_LABEL, where)
         elif values[0] != int(values[0]) or not 0 <= values[0] < num_classes:
-            report.add(Problem.UNKNOWN_CLASS, f"{where} (class {values[0]:g}, the data set has {num_classes})")
+            report.add(
+                Problem.UNKNOWN_CLASS, f"{where} (class {values[0]:g}, the data set has {num_classes})"
+            )
         else:
             yield RawBox(_corners(values[1:]), int(values[0]), crowd=False, where=where)
 

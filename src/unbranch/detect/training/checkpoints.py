@@ -26,7 +26,9 @@ class WholeFiles(CheckpointIO):
         with replacing(Path(path)) as part:
             part.write_bytes(content.getbuffer())
 
-    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
+    def load_checkpoint(
+        self, path: Any, map_location: Any = None, weights_only: bool | None = True
+    ) -> dict[str, Any]:
         """Tensors and plain data; nothing in the file is run."""
         return torch.load(path, map_location=map_location or "cpu", weights_only=True)
 
@@ -38,8 +40,8 @@ class WholeFiles(CheckpointIO):
 class Keep(lightning.Callback):
     """After each epoch: results.csv, the weights where they are the best, and last of all `last.ckpt`.
 
-    In that order a kill at any moment leaves a `last.ckpt` whose epoch's files are there. Ends the training where
-    `patience` epochs brought nothing better. Only the first rank writes.
+    In that order a kill at any moment leaves a `last.ckpt` whose epoch's files are there. Ends the training
+    where `patience` epochs brought nothing better. Only the first rank writes.
     """
 
     def __init__(self, folder: Path, patience: int) -> None:
@@ -68,11 +70,14 @@ def training_module(module: lightning.LightningModule) -> DetectionModule:
 
 
 def read_last(folder: Path) -> dict[str, Any] | None:
-    """Our part of `last.ckpt` in `folder`, None where no epoch was finished. Raises InputError where it is damaged."""
+    """Our part of `last.ckpt` in `folder`, None where no epoch was finished. Raises InputError where it is
+    damaged."""
     file = folder / LAST
     if not file.is_file():
         return None
     try:
         return WholeFiles().load_checkpoint(file)[KEY]
     except (RuntimeError, ValueError, KeyError, EOFError, OSError) as error:
-        raise InputError(f"{file} is damaged ({' '.join(str(error).split())[:120]}); start the training anew") from error
+        raise InputError(
+            f"{file} is damaged ({' '.join(str(error).split())[:120]}); start the training anew"
+        ) from error

@@ -51,7 +51,9 @@ class Narrator:
         """The measures of every class and their means."""
         table = Table("class", "boxes", "precision", "recall", "mAP50", "mAP50-95")
         means = (metrics.precision, metrics.recall, metrics.map50, metrics.map)
-        table.add_row("all", str(sum(one.boxes for one in metrics.classes)), *(f"{mean:.3f}" for mean in means))
+        table.add_row(
+            "all", str(sum(one.boxes for one in metrics.classes)), *(f"{mean:.3f}" for mean in means)
+        )
         for one in metrics.classes:
             values = (one.precision, one.recall, one.map50, one.map)
             table.add_row(one.name, str(one.boxes), *(f"{value:.3f}" for value in values))
@@ -91,13 +93,20 @@ class Console(lightning.Callback):
             self.bar.reset(self.task, total=total, description=text)
 
     def on_train_batch_end(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
         """Move the bar and show the mean losses so far."""
         if self.live is not None:
             box, objectness, classes, batches = training_module(pl_module).sums.tolist()
-            losses = f"box {box / batches:.3f}  objectness {objectness / batches:.3f}  class {classes / batches:.3f}"
-            text = f"epoch {trainer.current_epoch + 1} of {trainer.max_epochs}  {losses}"
+            text = (
+                f"epoch {trainer.current_epoch + 1} of {trainer.max_epochs}  box {box / batches:.3f}  "
+                f"objectness {objectness / batches:.3f}  class {classes / batches:.3f}"
+            )
             self.bar.update(self.task, completed=batch_idx + 1, description=text)
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:

@@ -16,12 +16,19 @@ from unbranch.detect.schedule import Plan
 class DetectionData(lightning.LightningDataModule):
     """Training batches of one split and validation batches of another.
 
-    first_epoch: the epoch that training starts with, more than 0 where it resumes. workers: processes that make
-    batches, for each rank.
+    first_epoch: the epoch that training starts with, more than 0 where it resumes. workers: processes that
+    make batches, for each rank.
     """
 
     def __init__(
-        self, train: Split, val: Split, plan: Plan, seed: int, stride: int = 32, workers: int = 0, first_epoch: int = 0
+        self,
+        train: Split,
+        val: Split,
+        plan: Plan,
+        seed: int,
+        stride: int = 32,
+        workers: int = 0,
+        first_epoch: int = 0,
     ) -> None:
         super().__init__()
         self.train, self.val, self.plan, self.seed = train, val, plan, seed
@@ -41,7 +48,9 @@ class DetectionData(lightning.LightningDataModule):
     def val_dataloader(self) -> DataLoader:
         """Batches of this rank, twice as large: nothing is kept for a backward pass."""
         rank, ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        return self._loader(EvaluationSet(self.val, 2 * self.plan.batch, self.stride, True, rank, ranks), None)
+        return self._loader(
+            EvaluationSet(self.val, 2 * self.plan.batch, self.stride, True, rank, ranks), None
+        )
 
     def _loader(self, made: TrainingSet | EvaluationSet, keys: TrainingKeys | None) -> DataLoader:
         return DataLoader(
@@ -61,7 +70,8 @@ def _alone(_worker: int) -> None:
 
 
 def suitable_workers(split: Split, device: str, ranks: int) -> int:
-    """None where the processor trains anyway and pictures are in memory; otherwise what the cores allow, 8 at most."""
+    """None where the processor trains anyway and pictures are in memory; otherwise what the cores allow, 8 at
+    most."""
     if device == "cpu" and isinstance(split.held[0], InMemory):
         return 0
     return max(min((os.cpu_count() or 1) // ranks - (device == "cpu"), 8), 0)

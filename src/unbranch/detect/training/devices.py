@@ -29,7 +29,8 @@ class Device:
     name: str
 
     def ranks(self, devices: int | str, nodes: int) -> Ranks:
-        """How many processes `devices` means: a number, a list such as "0,2", "auto" or -1 for all there are."""
+        """How many processes `devices` means: a number, a list such as "0,2", "auto" or -1 for all there
+        are."""
         there = torch.cuda.device_count() if self.name == "cuda" else 1
         if devices in ("auto", -1, "-1"):
             count = there
@@ -66,10 +67,15 @@ def pick_device(accelerator: str) -> Device:
 
 
 def fast_precision(device: Device) -> str:
-    """Mixed where the device has arithmetic for it: fp16 on CUDA, bfloat16 on processors with bfloat16 products."""
+    """Mixed where the device has arithmetic for it: fp16 on CUDA, bfloat16 on processors with bfloat16
+    products."""
     if device.name == "cuda":
         return "16-mixed"
     facts = Path("/proc/cpuinfo")
-    if device.name == "cpu" and facts.is_file() and {"avx512_bf16", "amx_bf16"} & set(facts.read_text().split()):
+    if (
+        device.name == "cpu"
+        and facts.is_file()
+        and {"avx512_bf16", "amx_bf16"} & set(facts.read_text().split())
+    ):
         return "bf16-mixed"
     return "32"

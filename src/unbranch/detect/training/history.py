@@ -1,4 +1,5 @@
-"""What each epoch came to: kept in the checkpoint, so that a resumed training lacks nothing and repeats nothing."""
+"""What each epoch came to: kept in the checkpoint, so that a resumed training lacks nothing and repeats
+nothing."""
 
 import csv
 import math
@@ -9,7 +10,20 @@ from typing import Any
 from unbranch.detect.files import replacing
 from unbranch.detect.metrics import Metrics
 
-COLUMNS = ("epoch", "box", "objectness", "class", "precision", "recall", "map50", "map", "fitness", "lr", "seconds", "val_seconds")
+COLUMNS = (
+    "epoch",
+    "box",
+    "objectness",
+    "class",
+    "precision",
+    "recall",
+    "map50",
+    "map",
+    "fitness",
+    "lr",
+    "seconds",
+    "val_seconds",
+)
 RESULTS_FILE = "results.csv"
 
 
@@ -24,7 +38,9 @@ class History:
 
     rows: list[dict[str, float]] = field(default_factory=list)
 
-    def note(self, epoch: int, losses: dict[str, float], metrics: Metrics | None, others: dict[str, float]) -> None:
+    def note(
+        self, epoch: int, losses: dict[str, float], metrics: Metrics | None, others: dict[str, float]
+    ) -> None:
         """Add the row of `epoch` (counted from 0); rows from there on, of a life before, are dropped.
 
         others: `lr`, and the `seconds` that training and validating took (`val_seconds`).

@@ -1,5 +1,6 @@
 """What a training leaves to look at: pictures, figures, and TensorBoard's event files where asked for."""
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,12 @@ class Pictures(lightning.Callback):
     ) -> None:
         """Draw the very first batch and the labels of the whole split."""
         data = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
-        if trainer.current_epoch or batch_idx or not trainer.is_global_zero or not isinstance(data, DetectionData):
+        if (
+            trainer.current_epoch
+            or batch_idx
+            or not trainer.is_global_zero
+            or not isinstance(data, DetectionData)
+        ):
             return
         save_picture(draw_batch(batch, data.train.names), self.folder / "train_batch.jpg")
         save_figure(plot_labels(data.train), self.folder / "labels.png")
@@ -77,11 +83,10 @@ class EventLog(lightning.Callback):
 
 def require_tensorboard() -> None:
     """Raise InputError where TensorBoard's event files cannot be written."""
-    try:
-        import tensorboard
-    except ModuleNotFoundError as error:
-        raise InputError("tensorboard is asked for and not installed; pip install tensorboard, or leave it out") from error
-    del tensorboard
+    if importlib.util.find_spec("tensorboard") is None:
+        raise InputError(
+            "tensorboard is asked for and not installed; pip install tensorboard, or leave it out"
+        )
 
 
 def write_figures(folder: Path, metrics: Metrics, history: History | None) -> None:

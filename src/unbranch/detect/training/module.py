@@ -7,6 +7,7 @@ from typing import Any
 import lightning
 import torch
 import torch.distributed as dist
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -29,9 +30,9 @@ KEY = "unbranch"
 class DetectionModule(lightning.LightningModule):
     """A detector in training: `network` learns, `average` is validated and kept.
 
-    plan: the schedule; seed: what any random layer of the network draws from, anew for each batch; measured: the
-    split of the validation batches. Optimization is by hand, so that batches can be accumulated as the schedule asks.
-    `about` is plain data kept in checkpoints.
+    plan: the schedule; seed: what any random layer of the network draws from, anew for each batch; measured:
+    the split of the validation batches. Optimization is by hand, so that batches can be accumulated as the
+    schedule asks. `about` is plain data kept in checkpoints.
     """
 
     def __init__(
@@ -47,7 +48,7 @@ class DetectionModule(lightning.LightningModule):
         super().__init__()
         self.automatic_optimization = False
         self.network = network.to(memory_format=torch.channels_last)
-        self.average = Average(network, plan.recipe.ema_decay, plan.ema_ramp)
+        self.average = Average(network, plan.recipe.ema_decay, plan.recipe.ema_ramp)
         self.plan, self.seed, self.measured, self.size = plan, seed, measured, size
         self.freeze_norms, self.about = freeze_norms, dict(about or {})
         self.history = History()
@@ -64,13 +65,25 @@ class DetectionModule(lightning.LightningModule):
         """One optimizer with three groups; its rates are set for each batch."""
         return make_optimizer(self.network, self.plan)
 
+    def transfer_batch_to_device(
+        self, batch: Batch | EvaluationBatch, device: torch.device, dataloader_idx: int
+    ) -> Batch | EvaluationBatch:
+        """Pictures travel as bytes; all else of an evaluation batch stays where it is."""
+        moved = batch._replace(images=batch.images.to(device, non_blocking=True))
+        return moved._replace(targets=moved.targets.to(device)) if isinstance(moved, Batch) else moved
+
     def on_fit_start(self) -> None:
         """The loss, once it is known how many processes share it."""
         head, recipe = self.network.detect, self.plan.recipe
         gains = scaled_gains(recipe, head.num_classes, len(head.strides), self.size)
         ranks = self.trainer.world_size
         self.loss = DetectionLoss(
-            head.anchors, head.strides, gains, recipe.anchor_threshold, ranks, _sum_over_ranks if ranks > 1 else torch.clone
+            head.anchors,
+            head.strides,
+            gains,
+            recipe.anchor_threshold,
+            ranks,
+            _sum_over_ranks if ranks > 1 else torch.clone,
         )
 
     def on_train_epoch_start(self) -> None:
@@ -100,6 +113,8 @@ class DetectionModule(lightning.LightningModule):
 
     def _step(self, rates: Rates) -> None:
         optimizer = self.optimizers()
+        if not isinstance(optimizer, LightningOptimizer):
+            raise TypeError("one optimizer is expected")
         set_rates(optimizer.optimizer, rates)
         optimizer.step()
         optimizer.zero_grad()
@@ -136,7 +151,8 @@ class DetectionModule(lightning.LightningModule):
         losses = {"box": box / batches, "objectness": objectness / batches, "class": classes / batches}
         if not all(value == value and abs(value) < float("inf") for value in losses.values()):
             raise InputError(
-                f"epoch {self.current_epoch + 1}: the loss is not a number; resume with a lower lr, or precision 32"
+                f"epoch {self.current_epoch + 1}: the loss is not a number; "
+                "train with a lower recipe lr, or in precision 32"
             )
         now = time.perf_counter()
         trained = now if self.metrics is None else self._trained
@@ -148,7 +164,9 @@ class DetectionModule(lightning.LightningModule):
         self.history.note(self.current_epoch, losses, self.metrics, others)
 
     def _summed(self) -> Tensor:
-        return _sum_over_ranks(self.sums) / self.trainer.world_size if self.trainer.world_size > 1 else self.sums
+        return (
+            _sum_over_ranks(self.sums) / self.trainer.world_size if self.trainer.world_size > 1 else self.sums
+        )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what is ours: plain data only."""

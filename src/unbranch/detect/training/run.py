@@ -32,12 +32,13 @@ from unbranch.detect.training.module import DetectionModule
 from unbranch.detect.training.settings import SETTINGS_FILE, Job, Settings
 from unbranch.detect.training.weights import take_weights
 from unbranch.detect.validate import validate
-from unbranch.models.yolov5 import Description, YOLOv5, describe, yolov5
+from unbranch.models.yolov5 import Description, YOLOv5, yolov5
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a training left: its folder, the two weight files, the measures of the best one, and the history."""
+    """What a training left: its folder, the two weight files, the measures of the best one, and the
+    history."""
 
     folder: Path
     best: Path
@@ -56,16 +57,19 @@ def train(
 ) -> TrainResult:
     """Train a YOLOv5 on `data`; everything it leaves lies in `folder`.
 
-    data: a data.yaml, a folder (VOC, COCO, YOLO), or a mapping, see `data.open_spec`. model: a name (`yolov5n` …), a
-    description, or a YAML file of one. settings: see `Settings`; the same names are the command line's options.
-    resume: go on with the training in `folder` from its last whole epoch; data, model and settings are then its own.
+    data: a data.yaml, a folder (VOC, COCO, YOLO), or a mapping, see `data.open_spec`. model: a name
+    (`yolov5n` …), a description, or a YAML file of one. settings: see `Settings`; the same names are the
+    command line's options. resume: go on with the training in `folder` from its last whole epoch; data, model
+    and settings are then its own.
 
     Repeatable: the same data, settings and number of threads give the same weights, interrupted or not.
 
-    Raises InputError, in one line, for anything that the caller has to put right; what was written stays whole.
+    Raises InputError, in one line, for anything that the caller has to put right; what was written stays
+    whole.
 
     Example:
-        >>> result = train("cells.yaml", "yolov5n", epochs=12, size=320, network={"block": "repvgg"})  # doctest: +SKIP
+        >>> options = {"block": "repvgg"}
+        >>> result = train("cells.yaml", "yolov5n", epochs=12, network=options)  # doctest: +SKIP
         >>> result.metrics.map50 > 0.5  # doctest: +SKIP
         True
     """
@@ -82,9 +86,8 @@ def _new_job(out: Path, data: Any, model: Any, options: Mapping[str, Any]) -> Jo
     settings = Settings.from_options(options)
     open_spec(data)
     described = description_of(model, settings)
-    if _is_first():
-        if (out / SETTINGS_FILE).exists():
-            raise InputError(f"{out} holds a training already; resume it, or name another folder")
+    if _is_first() and (out / SETTINGS_FILE).exists():
+        raise InputError(f"{out} holds a training already; resume it, or name another folder")
     if settings.precision == "auto":
         settings = replace(settings, precision=fast_precision(pick_device(settings.accelerator)))
     if isinstance(data, Mapping):
@@ -123,8 +126,11 @@ def description_of(model: Any, settings: Settings) -> str | dict[str, Any]:
     return text
 
 
-def build_network(model: str | Mapping[str, Any], names: tuple[str, ...], options: Mapping[str, Any]) -> YOLOv5:
-    """The network of a job for the classes of its data. Raises InputError for what the description refuses."""
+def build_network(
+    model: str | Mapping[str, Any], names: tuple[str, ...], options: Mapping[str, Any]
+) -> YOLOv5:
+    """The network of a job for the classes of its data. Raises InputError for what the description
+    refuses."""
     plain = {"network": model} if isinstance(model, str) else dict(model)
     plain.pop("num_classes", None)
     try:
@@ -140,7 +146,9 @@ def _run(job: Job, out: Path, narrator: Narrator) -> TrainResult:
     device = pick_device(settings.accelerator)
     ranks = device.ranks(settings.devices, settings.nodes)
     train_split, val_split = _splits(job, ranks.on_this_node, narrator)
-    plan = Plan(ranks.steps(len(train_split), settings.batch), settings.epochs, settings.batch, settings.recipe)
+    plan = Plan(
+        ranks.steps(len(train_split), settings.batch), settings.epochs, settings.batch, settings.recipe
+    )
     torch.manual_seed(settings.seed)
     network = build_network(job.model, train_split.names, settings.network)
     if before is None:
@@ -148,7 +156,9 @@ def _run(job: Job, out: Path, narrator: Narrator) -> TrainResult:
             narrator.say(take_weights(network, load_model(settings.weights), settings.weights))
         narrator.say(*_fit_anchors(network, train_split, settings))
     about = {"names": list(train_split.names), "size": settings.size, "seed": settings.seed}
-    module = DetectionModule(network, plan, settings.size, settings.seed, val_split, settings.freeze_norms, about)
+    module = DetectionModule(
+        network, plan, settings.size, settings.seed, val_split, settings.freeze_norms, about
+    )
     module.history = done
     if done.epochs < settings.epochs and not done.stale(settings.patience):
         if done.epochs:
@@ -156,7 +166,9 @@ def _run(job: Job, out: Path, narrator: Narrator) -> TrainResult:
         workers = settings.workers
         if workers == "auto":
             workers = suitable_workers(train_split, device.kind, ranks.on_this_node)
-        batches = DetectionData(train_split, val_split, plan, settings.seed, network.stride, workers, done.epochs)
+        batches = DetectionData(
+            train_split, val_split, plan, settings.seed, network.stride, workers, done.epochs
+        )
         trainer = _trainer(job, out, device.kind, ranks.total, narrator)
         trainer.fit(module, datamodule=batches, ckpt_path=out / LAST if before else None)
     else:
@@ -187,9 +199,10 @@ def _fit_anchors(network: YOLOv5, split: Split, settings: Settings) -> list[str]
     if not choice.changed:
         return [f"anchors reach {choice.before.reach:.1%} of the boxes, mean fit {choice.before.score:.2f}"]
     network.set_anchors(choice.anchors)
+    before, after = choice.before, choice.after
     return [
-        f"anchors reached {choice.before.reach:.1%} of the boxes, mean fit {choice.before.score:.2f}; new ones reach "
-        f"{choice.after.reach:.1%}, {choice.after.score:.2f}: {choice.anchors.round().int().tolist()}"
+        f"anchors reached {before.reach:.1%} of the boxes, mean fit {before.score:.2f}; "
+        f"new ones reach {after.reach:.1%}, {after.score:.2f}: {choice.anchors.round().int().tolist()}"
     ]
 
 

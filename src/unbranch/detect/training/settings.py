@@ -23,11 +23,11 @@ class Settings:
 
     epochs; batch: pictures in a batch, over all devices; size: training size in pixels, a multiple of 32;
     seed: every random draw follows from it. network: options of `yolov5`, for example `{"block": "repvgg"}`;
-    weights: a `.safetensors` of ours to start from, as far as its tensors fit.
-    precision: "auto" is mixed where the device computes faster so. accelerator, devices, nodes: as Lightning has
-    them. workers: processes that make batches, 0 for none, "auto" for what suits the device. cache: where decoded
-    pictures stay: "ram", "disk" (below `cache_folder`), "none", or "auto". patience: epochs without a better
-    result after which training ends, 0 for never. validate_every: epochs between validations. freeze_norms: norms
+    weights: a `.safetensors` of ours to start from, as far as its tensors fit. precision: "auto" is mixed
+    where the device computes faster so. accelerator, devices, nodes: as Lightning has them. workers:
+    processes that make batches, 0 for none, "auto" for what suits the device. cache: where decoded pictures
+    stay: "ram", "disk" (below `cache_folder`), "none", or "auto". patience: epochs without a better result
+    after which training ends, 0 for never. validate_every: epochs between validations. freeze_norms: norms
     keep their statistics and are not trained. tensorboard: write its event files as well.
 
     Raises InputError for values out of range.
@@ -62,7 +62,9 @@ class Settings:
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; give at least 1")
         if self.size % 32:
-            raise InputError(f"size is {self.size}; give a multiple of 32, such as {-(-self.size // 32) * 32}")
+            raise InputError(
+                f"size is {self.size}; give a multiple of 32, such as {-(-self.size // 32) * 32}"
+            )
         if self.workers != "auto" and self.workers < 0:
             raise InputError(f"workers is {self.workers}; give 0 or more, or 'auto'")
 
@@ -83,7 +85,8 @@ class Settings:
 
 @dataclass(frozen=True)
 class Job:
-    """All that a training starts from: data, network (a name or a description), settings; as plain data in a file."""
+    """All that a training starts from: data, network (a name or a description), settings; as plain data in a
+    file."""
 
     data: str | dict[str, Any]
     model: str | dict[str, Any]
@@ -91,7 +94,9 @@ class Job:
 
     def write(self, folder: Path) -> None:
         """Write the job into its folder, whole or not at all."""
-        text = json.dumps({"data": self.data, "model": self.model, "settings": asdict(self.settings)}, indent=2)
+        text = json.dumps(
+            {"data": self.data, "model": self.model, "settings": asdict(self.settings)}, indent=2
+        )
         with replacing(folder / SETTINGS_FILE) as part:
             part.write_text(text + "\n", encoding="utf-8")
 
@@ -103,6 +108,8 @@ class Job:
             content = json.loads(file.read_text(encoding="utf-8"))
             return cls(content["data"], content["model"], Settings.from_options(content["settings"]))
         except FileNotFoundError as error:
-            raise InputError(f"{folder} holds no training ({SETTINGS_FILE} is not there); name a training's folder") from error
+            raise InputError(
+                f"{folder} holds no training ({SETTINGS_FILE} is not there); name a training's folder"
+            ) from error
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{file} cannot be read ({error}); start the training anew") from error

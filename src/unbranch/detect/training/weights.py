@@ -8,14 +8,21 @@ from unbranch.models.yolov5 import YOLOv5
 
 @torch.no_grad()
 def take_weights(network: YOLOv5, source: YOLOv5, where: str) -> str:
-    """Copy every tensor of `source` that `network` has under the same name and shape; say how many in one line.
+    """Copy every tensor of `source` that `network` has under the same name and shape; say how many in one
+    line.
 
     Anchors are the data set's, so they stay. Raises InputError where nothing fits, as with deployed weights.
     """
     given, own = source.state_dict(), network.state_dict()
-    fitting = [name for name in own if name in given and given[name].shape == own[name].shape and name != "detect.anchors"]
+    fitting = [
+        name
+        for name in own
+        if name in given and given[name].shape == own[name].shape and name != "detect.anchors"
+    ]
     if not fitting:
-        hint = "deployed weights cannot be trained with branches" if source.deployed else "it is another network"
+        hint = (
+            "deployed weights cannot be trained with branches" if source.deployed else "it is another network"
+        )
         raise InputError(f"{where}: none of its tensors fits this network; {hint}")
     for name in fitting:
         own[name].copy_(given[name])
