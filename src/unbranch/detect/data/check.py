@@ -12,7 +12,8 @@ from torch import Tensor
 
 from unbranch.detect.data.pictures import CorruptPictureError, Held, Keeper, Kind, cache_folder, choose
 from unbranch.detect.data.problems import Problem, Report
-from unbranch.detect.data.records import Entry, RawBox, Spec
+from unbranch.detect.data.records import Entry, RawBox
+from unbranch.detect.data.spec import Spec
 from unbranch.detect.errors import InputError
 
 BORDER_TOLERANCE = 1.0

@@ -10,7 +10,7 @@ import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, TypeAlias
 
 import cv2
 import numpy as np
@@ -24,7 +24,7 @@ from unbranch.detect.files import replacing
 from unbranch.detect.letterbox import place
 
 Kind = Literal["auto", "ram", "disk", "none"]
-Pixels = UInt8[np.ndarray, "height width 3"]
+Pixels: TypeAlias = UInt8[np.ndarray, "_ _ 3"]
 
 
 class CorruptPictureError(InputError):
@@ -55,29 +55,6 @@ def shrink(pixels: Pixels, size: int) -> Pixels:
 def as_tensor(pixels: Pixels) -> UInt8[Tensor, "3 height width"]:
     """The same memory as a (3, height, width) tensor: channels last, which resizing likes."""
     return torch.from_numpy(pixels).permute(2, 0, 1)
-
-
-class Held(Protocol):
-    """One picture that can be had at training size."""
-
-    @property
-    def height(self) -> int:
-        """Rows of the original, upright."""
-        ...
-
-    @property
-    def width(self) -> int:
-        """Columns of the original, upright."""
-        ...
-
-    @property
-    def digest(self) -> str:
-        """Of the bytes of the file."""
-        ...
-
-    def pixels(self) -> Tensor:
-        """(3, h, w) uint8 at training size."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -122,6 +99,10 @@ class InFile:
         """(3, h, w) uint8 at training size. Raises CorruptPictureError where the file has changed for the
         worse."""
         return as_tensor(shrink(decode(self.file.read_bytes(), str(self.file)), self.size))
+
+
+Held: TypeAlias = InMemory | OnDisk | InFile
+"""A picture that can be had at training size."""
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,8 @@
 """What every format is read into, before a picture has been opened."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
-
-from unbranch.detect.data.problems import Report
 
 PICTURE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 
@@ -32,21 +29,3 @@ class Entry:
     path: Path
     boxes: Sequence[RawBox] = field(default_factory=tuple)
     relative: bool = False
-
-
-class Spec(Protocol):
-    """An opened data set: its class names, its splits, and how to read a split's entries."""
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The class names, by index."""
-        ...
-
-    @property
-    def splits(self) -> tuple[str, ...]:
-        """The splits there are, among train, val and test."""
-        ...
-
-    def entries(self, split: str, report: Report) -> Iterable[Entry]:
-        """The pictures of a split as their labels say; faults of the labels go into `report`."""
-        ...

@@ -2,12 +2,11 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import yaml
 
 from unbranch.detect.data.coco import CocoSpec
-from unbranch.detect.data.records import Spec
 from unbranch.detect.data.voc import VocSpec, class_names
 from unbranch.detect.data.yolo import YoloSpec
 from unbranch.detect.errors import InputError
@@ -15,6 +14,9 @@ from unbranch.detect.errors import InputError
 __all__ = ["SPLITS", "Spec", "open_spec"]
 
 SPLITS = ("train", "val", "test")
+
+Spec: TypeAlias = YoloSpec | CocoSpec | VocSpec
+"""An opened data set: `names`, `splits`, and `entries(split, report)`, which reads the labels of a split."""
 
 
 def open_spec(source: str | Path | Mapping[str, Any]) -> Spec:
