@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from unbranch.detect.engines import Output
-from unbranch.detect.nms import Limits, suppress, suppress_scores
+from unbranch.detect.nms import USUAL, Limits, suppress, suppress_scores
 from unbranch.models.yolov5 import YOLOv5
 
 WORST_ERROR = 1e-4
@@ -19,8 +19,8 @@ SCORE = 0.005
 
 @dataclass(frozen=True)
 class Agreement:
-    """The worst error of the raw outputs, max|a − b| / max(1, max|b|) (None where the file suppresses), the boxes compared,
-    those without a partner, and the inputs' shapes. True where the file may be trusted."""
+    """The worst error of the raw outputs, max|a − b| / max(1, max|b|) (None where the file suppresses), the
+    boxes compared, those without a partner, and the inputs' shapes. True where the file may be trusted."""
 
     error: float | None
     boxes: int
@@ -41,7 +41,7 @@ def agree(
     network: YOLOv5,
     inputs: Sequence[np.ndarray],
     output: Output,
-    limits: Limits = Limits(),
+    limits: Limits = USUAL,
 ) -> Agreement:
     """Run both on each input (n, 3, rows, columns). Boxes are the same within a pixel and 0.005 of score."""
     worst: float | None = None
@@ -65,7 +65,9 @@ def agree(
 
 def as_scores(predictions: Float[Tensor, "n boxes values"]) -> Float[Tensor, "n scores boxes"]:
     """Predictions in the layout of later YOLOs: score = objectness · probability."""
-    return torch.cat((predictions[..., :4], predictions[..., 5:] * predictions[..., 4:5]), dim=-1).transpose(1, 2)
+    return torch.cat((predictions[..., :4], predictions[..., 5:] * predictions[..., 4:5]), dim=-1).transpose(
+        1, 2
+    )
 
 
 def error_of(found: Tensor, expected: Tensor) -> float:

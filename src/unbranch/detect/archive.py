@@ -36,7 +36,8 @@ _DTYPES: Mapping[Global, torch.dtype] = {
 
 
 def read_archive(path: str | os.PathLike[str]) -> Any:
-    """What `torch.save` wrote to `path`: dicts, lists, numbers, text, CPU tensors, and `Record`s for all other objects.
+    """What `torch.save` wrote to `path`: dicts, lists, numbers, text, CPU tensors, and `Record`s for all
+    other objects.
 
     Nothing in the file is imported or called (see `unbranch.detect.pickles`).
     Raises `InputError` for a missing file, a file of another kind, and one that is cut off or made up.
@@ -55,7 +56,8 @@ def read_archive(path: str | os.PathLike[str]) -> Any:
             return _Archive(archive, file).read()
     except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
         raise InputError(
-            f"{file}: not a PyTorch archive ({error}); files from before PyTorch 1.6 must be saved again with a newer one"
+            f"{file}: not a PyTorch archive ({error}); files from before PyTorch 1.6 must be saved again "
+            "with a newer one"
         ) from error
 
 
@@ -124,7 +126,9 @@ def _strided(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Tens
     elements = math.prod(shape)
     last = offset + sum((length - 1) * step for length, step in zip(shape, steps, strict=True))
     if offset < 0 or (elements and last >= storage.numel()) or elements > storage.numel():
-        raise ValueError(f"a tensor of shape {tuple(shape)} outside its storage of {storage.numel()} elements")
+        raise ValueError(
+            f"a tensor of shape {tuple(shape)} outside its storage of {storage.numel()} elements"
+        )
     return storage.as_strided(shape, steps, offset).clone(memory_format=torch.contiguous_format)
 
 

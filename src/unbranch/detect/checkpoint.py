@@ -19,10 +19,12 @@ VERSION = 1
 
 
 def save(model: YOLOv5, path: str | os.PathLike[str], extra: Mapping[str, Any] | None = None) -> None:
-    """Write a network's weights, with its description (layout, names, anchors) and form as JSON in the metadata.
+    """Write a network's weights, with its description (layout, names, anchors) and form as JSON in the
+    metadata.
 
-    `extra` is plain data of the caller's own (`load_extra` gives it back). The file is written beside `path` under another
-    name, then moved there, so a full disk or a kill leaves the old one whole. Raises `InputError` where it cannot be written.
+    `extra` is plain data of the caller's own (`load_extra` gives it back). The file is written beside `path`
+    under another name, then moved there, so a full disk or a kill leaves the old one whole. Raises
+    `InputError` where it cannot be written.
     """
     about = {
         "format": FORMAT,
@@ -45,7 +47,8 @@ def save(model: YOLOv5, path: str | os.PathLike[str], extra: Mapping[str, Any] |
 def load_model(path: str | os.PathLike[str]) -> YOLOv5:
     """The network that `save` wrote, in eval mode, in the form and the dtype that it was saved in.
 
-    Raises `InputError` for a missing or damaged file, one that is not ours, and weights that do not fit their description.
+    Raises `InputError` for a missing or damaged file, one that is not ours, and weights that do not fit their
+    description.
     """
     about, state = _read(Path(path))
     try:
@@ -58,7 +61,9 @@ def load_model(path: str | os.PathLike[str]) -> YOLOv5:
             model.to(floating.pop())
         model.load_state_dict(state)
     except (ValueError, RuntimeError, TypeError) as error:
-        raise InputError(f"{path}: its weights do not fit its description: {' '.join(str(error).split())[:300]}") from error
+        raise InputError(
+            f"{path}: its weights do not fit its description: {' '.join(str(error).split())[:300]}"
+        ) from error
     return model
 
 
@@ -77,11 +82,18 @@ def _read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     except (OSError, SafetensorError) as error:
         raise InputError(f"{file}: not a whole safetensors file: {error}") from error
     if texts.get("format") != FORMAT:
-        raise InputError(f"{file}: not a detector of ours; for an original YOLOv5 checkpoint: unbranch import {file}")
+        raise InputError(
+            f"{file}: not a detector of ours; for an original YOLOv5 checkpoint: unbranch import {file}"
+        )
     try:
-        about = {"form": texts["form"], **{key: json.loads(texts[key]) for key in ("version", "description", "extra")}}
+        about = {
+            "form": texts["form"],
+            **{key: json.loads(texts[key]) for key in ("version", "description", "extra")},
+        }
     except (KeyError, json.JSONDecodeError) as error:
         raise InputError(f"{file}: its metadata are damaged: {error}") from error
     if about["version"] != VERSION:
-        raise InputError(f"{file}: written by another version of this format, {about['version']}; {VERSION} is read")
+        raise InputError(
+            f"{file}: written by another version of this format, {about['version']}; {VERSION} is read"
+        )
     return about, state

@@ -1,12 +1,13 @@
 """What runs a network: PyTorch, ONNX Runtime or OpenVINO, behind one interface.
 
-An engine says what its file promises (`Signature`) and maps (N, 3, rows, columns) in 0..1 to its output tensor. It may be
-called from several threads at once. `spread(n)` gives an engine for n callers, each on one core: many pictures go faster
-through a processor that way than one after another on all cores.
+An engine says what its file promises (`Signature`) and maps (N, 3, rows, columns) in 0..1 to its output
+tensor. It may be called from several threads at once. `spread(n)` gives an engine for n callers, each on one
+core: many pictures go faster through a processor that way than one after another on all cores.
 """
 
 import ast
 import copy
+import importlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,14 +24,18 @@ from unbranch.detect.errors import InputError
 from unbranch.models.yolov5 import YOLOv5
 
 Output: TypeAlias = Literal["predictions", "scores", "detections"]
-"""predictions: (N, total, 5 + classes) as YOLOv5. scores: (N, 4 + classes, total), as later YOLOs. detections: (found, 7)."""
+"""predictions: (N, total, 5 + classes) as YOLOv5. scores: (N, 4 + classes, total), as later YOLOs.
+detections: (found, 7).
+"""
 
 OUTPUTS: tuple[Output, ...] = ("predictions", "scores", "detections")
 
 
 @dataclass(frozen=True)
 class Signature:
-    """What a network file promises: class names, stride, fixed input (rows, columns) and batch where they are fixed."""
+    """What a network file promises: class names, stride, fixed input (rows, columns) and batch where they are
+    fixed.
+    """
 
     names: tuple[str, ...]
     stride: int
@@ -45,15 +50,20 @@ class Engine(Protocol):
     signature: Signature
     notes: tuple[str, ...]
 
-    def run(self, images: Float[np.ndarray, "n 3 rows columns"]) -> Tensor: ...
+    def run(self, images: Float[np.ndarray, "n 3 rows columns"]) -> Tensor:
+        """The network's output for pictures in 0..1, float32, on the CPU."""
+        ...
 
-    def spread(self, callers: int) -> "Engine": ...
+    def spread(self, callers: int) -> "Engine":
+        """An engine for that many callers at once; itself where it takes only one."""
+        ...
 
 
 class TorchEngine:
     """A `YOLOv5` in eval mode on a device; one caller at a time, on all cores.
 
-    Weights in training form are folded first, on a copy where the module is the caller's own, and `notes` say so.
+    Weights in training form are folded first, on a copy where the module is the caller's own, and `notes` say
+    so.
     """
 
     def __init__(self, model: YOLOv5, device: str = "cpu", notes: tuple[str, ...] = ()) -> None:
@@ -63,11 +73,13 @@ class TorchEngine:
         self.notes = notes
 
     def run(self, images: Float[np.ndarray, "n 3 rows columns"]) -> Tensor:
+        """See `Engine`."""
         like = next(self.model.parameters())
         with torch.inference_mode():
             return self.model(torch.from_numpy(images).to(like.device, like.dtype)).float().cpu()
 
     def spread(self, callers: int) -> Self:
+        """See `Engine`."""
         return self
 
 
@@ -81,8 +93,10 @@ class OnnxEngine:
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
         try:
-            self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except (RuntimeError, ValueError, onnxruntime.capi.onnxruntime_pybind11_state.OrtException) as error:
+            self.session = onnxruntime.InferenceSession(
+                str(path), options, providers=["CPUExecutionProvider"]
+            )
+        except _onnx_runtime_errors() as error:
             raise InputError(f"{path}: ONNX Runtime cannot read it: {_one_line(error)}") from error
         self.path = path
         self.notes: tuple[str, ...] = ()
@@ -92,9 +106,11 @@ class OnnxEngine:
         self.signature = read_signature(path, about, entry.shape, result.shape)
 
     def run(self, images: Float[np.ndarray, "n 3 rows columns"]) -> Tensor:
+        """See `Engine`."""
         return torch.from_numpy(np.asarray(self.session.run(None, {self.input: images})[0]))
 
     def spread(self, callers: int) -> "OnnxEngine":
+        """See `Engine`."""
         return OnnxEngine(self.path, threads=1) if callers > 1 else self
 
 
@@ -125,15 +141,18 @@ class OpenVinoEngine:
         self.signature = read_signature(path, about, _extents(model.input(0)), _extents(model.output(0)))
 
     def run(self, images: Float[np.ndarray, "n 3 rows columns"]) -> Tensor:
+        """See `Engine`."""
         request = self.compiled.create_infer_request()
         return torch.from_numpy(np.array(request.infer(images)[0]))
 
     def spread(self, callers: int) -> "OpenVinoEngine":
+        """See `Engine`."""
         return OpenVinoEngine(self.path, callers) if callers > 1 else self
 
 
 def open_engine(weights: YOLOv5 | str | os.PathLike[str], device: str = "cpu") -> Engine:
-    """The engine for a network, a `.safetensors` of ours, an `.onnx` file, or OpenVINO's `.xml` or the folder around it.
+    """The engine for a network, a `.safetensors` of ours, an `.onnx` file, or OpenVINO's `.xml` or the folder
+    around it.
 
     Raises `InputError` where there is no such file, its kind is unknown, or it is not a detector.
     """
@@ -151,7 +170,9 @@ def open_engine(weights: YOLOv5 | str | os.PathLike[str], device: str = "cpu") -
         return folded_engine(load_model(path), device, str(path))
     if path.suffix not in (".onnx", ".xml"):
         hint = "; import it first: unbranch import" if path.suffix in (".pt", ".pth") else ""
-        raise InputError(f"{path}: weights of an unknown kind; .safetensors, .onnx and OpenVINO's .xml are read{hint}")
+        raise InputError(
+            f"{path}: weights of an unknown kind; .safetensors, .onnx and OpenVINO's .xml are read{hint}"
+        )
     if torch.device(device).type != "cpu":
         raise InputError(f"{path}: exported files run on the CPU here; give .safetensors for device {device}")
     return OnnxEngine(path) if path.suffix == ".onnx" else OpenVinoEngine(path)
@@ -168,7 +189,8 @@ def folded_engine(model: YOLOv5, device: str, where: str) -> TorchEngine:
 
 
 def read_signature(path: Path, about: Mapping[str, str], entry: list[Any], result: list[Any]) -> Signature:
-    """The signature of an exported file, from its metadata and the extents of its input and output (numbers, or not).
+    """The signature of an exported file, from its metadata and the extents of its input and output (numbers,
+    or not).
 
     Files that say nothing of themselves are read as YOLOv5's or a later YOLO's by their output's shape.
     Raises `InputError` where they are neither.
@@ -196,9 +218,19 @@ def read_signature(path: Path, about: Mapping[str, str], entry: list[Any], resul
 
 def _guess_output(path: Path, classes: int, result: list[Any]) -> Output:
     values = [extent if isinstance(extent, int) else None for extent in result]
-    if len(values) == 3 and values[2] is not None and (values[2] == classes + 5 or not classes) and values[2] > 5:
+    if (
+        len(values) == 3
+        and values[2] is not None
+        and (values[2] == classes + 5 or not classes)
+        and values[2] > 5
+    ):
         return "predictions"
-    if len(values) == 3 and values[1] is not None and (values[1] == classes + 4 or not classes) and values[1] > 4:
+    if (
+        len(values) == 3
+        and values[1] is not None
+        and (values[1] == classes + 4 or not classes)
+        and values[1] > 4
+    ):
         return "scores"
     raise InputError(
         f"{path}: its output is {result}, for {classes} names; neither (pictures, boxes, 5 + classes) nor "
@@ -207,7 +239,9 @@ def _guess_output(path: Path, classes: int, result: list[Any]) -> Output:
 
 
 def _names(path: Path, text: str | None) -> tuple[str, ...]:
-    """Class names out of metadata, a literal `{0: 'person', …}` or `['person', …]`; parsed, never evaluated."""
+    """Class names out of metadata, a literal `{0: 'person', …}` or `['person', …]`; parsed, never
+    evaluated.
+    """
     if not text:
         return ()
     try:
@@ -219,6 +253,20 @@ def _names(path: Path, text: str | None) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
         raise InputError(f"{path}: its metadata hold names that are no list of texts: {text[:60]!r}")
     return tuple(value)
+
+
+def _onnx_runtime_errors() -> tuple[type[Exception], ...]:
+    """What ONNX Runtime raises for a file that it cannot run: classes of its own, with no common parent."""
+    state = importlib.import_module("onnxruntime.capi.onnxruntime_pybind11_state")
+    names = (
+        "Fail",
+        "InvalidArgument",
+        "InvalidGraph",
+        "InvalidProtobuf",
+        "NotImplemented",
+        "RuntimeException",
+    )
+    return tuple(getattr(state, name) for name in names)
 
 
 def _extents(port: Any) -> list[Any]:

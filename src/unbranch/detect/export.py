@@ -1,4 +1,6 @@
-"""Detectors as files for other runtimes: ONNX, OpenVINO, `torch.export`; each run against torch before it gets its name."""
+"""Detectors as files for other runtimes: ONNX, OpenVINO, `torch.export`; each run against torch before it
+gets its name.
+"""
 
 import copy
 import json
@@ -20,7 +22,7 @@ from unbranch.detect.engines import Output, open_engine
 from unbranch.detect.errors import InputError
 from unbranch.detect.files import replacing
 from unbranch.detect.letterbox import fill, network_input, place
-from unbranch.detect.nms import Limits
+from unbranch.detect.nms import USUAL, Limits
 from unbranch.detect.sources import PictureFile, Source, find, read_picture
 from unbranch.models.yolov5 import YOLOv5
 
@@ -43,9 +45,10 @@ class Exported:
 
 @dataclass(frozen=True)
 class Plan:
-    """What to write. size: the side, in pixels, or (rows, columns), of a fixed input; with `dynamic`, pictures' number and sides
-    are free (multiples of the stride). layout: `"predictions"` as YOLOv5 gives them, or `"scores"` as later YOLOs do. nms: put the
-    suppression into the file, with these limits (ONNX and OpenVINO).
+    """What to write. size: the side, in pixels, or (rows, columns), of a fixed input; with `dynamic`,
+    pictures' number and sides are free (multiples of the stride). layout: `"predictions"` as YOLOv5 gives
+    them, or `"scores"` as later YOLOs do. nms: put the suppression into the file, with these limits (ONNX and
+    OpenVINO).
 
     Raises `InputError` for sizes that are not positive and for suppression of the scores' layout.
     """
@@ -61,8 +64,12 @@ class Plan:
             raise InputError(f"size {self.size}, batch {self.batch}: both must be positive")
         if self.nms is not None and self.layout != "predictions":
             raise InputError("suppression inside the file goes with the layout 'predictions' only")
-        if self.nms is not None and (self.nms.multi_label or self.nms.agnostic or self.nms.classes is not None):
-            raise InputError("suppression inside the file is for each class, each box in its best: no other options")
+        if self.nms is not None and (
+            self.nms.multi_label or self.nms.agnostic or self.nms.classes is not None
+        ):
+            raise InputError(
+                "suppression inside the file is for each class, each box in its best: no other options"
+            )
 
     @property
     def sides(self) -> tuple[int, int]:
@@ -83,6 +90,7 @@ class ScoreLayout(nn.Module):
         self.network = network
 
     def forward(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n values boxes"]:
+        """The network's predictions, turned."""
         y = self.network(images)
         return torch.cat((y[..., :4], y[..., 5:] * y[..., 4:5]), dim=-1).transpose(1, 2)
 
@@ -95,11 +103,12 @@ def export(
 ) -> Exported:
     """Write `target` (`.onnx`, OpenVINO's `.xml`, or `.pt2`) and return how well it agrees with torch.
 
-    Weights in training form are folded first, as a copy. The new file is run on `pictures` (a photograph is at hand where none
-    are given), and takes its name only where the outputs agree with torch's: 1e-4 of max|a − b| / max(1, max|b|), and the
-    same boxes. The class names, the stride and the layout are in its metadata.
+    Weights in training form are folded first, as a copy. The new file is run on `pictures` (a photograph is
+    at hand where none are given), and takes its name only where the outputs agree with torch's: 1e-4 of max|a
+    − b| / max(1, max|b|), and the same boxes. The class names, the stride and the layout are in its metadata.
 
-    Raises `InputError` for weights, pictures or places that cannot be used, and where the outputs do not agree.
+    Raises `InputError` for weights, pictures or places that cannot be used, and where the outputs do not
+    agree.
     """
     file = Path(target)
     if file.suffix not in SUFFIXES:
@@ -114,7 +123,7 @@ def export(
     program = _program(network, plan, inputs)
     with replacing(file) as part:
         run = _write(file.suffix, program, network, plan, part)
-        agreement = agree(run, network, inputs, plan.output, plan.nms or Limits())
+        agreement = agree(run, network, inputs, plan.output, plan.nms or USUAL)
         if not agreement:
             raise InputError(f"{file}: not written, since it does not agree with torch: {agreement}")
         if file.suffix == ".xml":
@@ -127,20 +136,27 @@ def _folded(weights: YOLOv5 | str | os.PathLike[str]) -> tuple[YOLOv5, tuple[str
     network = network.float().cpu().eval()
     if network.deployed:
         return network, ()
-    return network.fuse(), ("the weights were in training form; their branches and norms were folded for this file",)
+    return network.fuse(), (
+        "the weights were in training form; their branches and norms were folded for this file",
+    )
 
 
 def _inputs(plan: Plan, stride: int, pictures: Source | Sequence[Source] | None) -> list[np.ndarray]:
-    """Letterboxed photographs: of the fixed size and batch, or of several sizes and a batch of two where those are free."""
-    found = [Path(cbook.get_sample_data("grace_hopper.jpg", asfileobj=False))] if pictures is None else [
-        item.path for item in find(pictures) if isinstance(item, PictureFile)
-    ]
+    """Letterboxed photographs: of the fixed size and batch, or of several sizes and a batch of two where
+    those are free.
+    """
+    found = (
+        [Path(cbook.get_sample_data("grace_hopper.jpg", asfileobj=False))]
+        if pictures is None
+        else [item.path for item in find(pictures) if isinstance(item, PictureFile)]
+    )
     if not found:
         raise InputError(f"{pictures}: no pictures to check the export on; videos do not serve")
     photographs = [read_picture(path) for path in found[:MOST_PICTURES]]
 
     def shown(pixels: np.ndarray, size: tuple[int, int], rectangular: bool) -> np.ndarray:
-        box = place(*pixels.shape[:2], size, stride, rectangular)
+        height, width = pixels.shape[:2]
+        box = place(height, width, size, stride, rectangular)
         return network_input(fill(pixels, box))[None]
 
     if not plan.dynamic:
@@ -148,7 +164,12 @@ def _inputs(plan: Plan, stride: int, pictures: Source | Sequence[Source] | None)
     half = tuple(max(side // 2 // stride, 1) * stride for side in plan.sides)
     free = [shown(pixels, plan.sides, True) for pixels in photographs]
     first = photographs[0]
-    return [*free, np.concatenate([shown(first, (half[0], half[1]), False), shown(first[:, ::-1], (half[0], half[1]), False)])]
+    return [
+        *free,
+        np.concatenate(
+            [shown(first, (half[0], half[1]), False), shown(first[:, ::-1], (half[0], half[1]), False)]
+        ),
+    ]
 
 
 def _program(network: YOLOv5, plan: Plan, inputs: list[np.ndarray]) -> torch.export.ExportedProgram:
@@ -184,8 +205,12 @@ def _write(
 
 
 def metadata(network: YOLOv5, plan: Plan) -> Mapping[str, str]:
-    """What a file says of itself: names as a literal `{0: 'person', …}`, stride, task, input size, batch, and its output."""
-    limits: Mapping[str, Any] = {} if plan.nms is None else {"confidence": plan.nms.confidence, "iou": plan.nms.iou}
+    """What a file says of itself: names as a literal `{0: 'person', …}`, stride, task, input size, batch, and
+    its output.
+    """
+    limits: Mapping[str, Any] = (
+        {} if plan.nms is None else {"confidence": plan.nms.confidence, "iou": plan.nms.iou}
+    )
     return {
         "names": repr(dict(enumerate(network.names))),
         "stride": str(network.stride),

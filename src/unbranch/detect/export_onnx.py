@@ -1,4 +1,6 @@
-"""ONNX and OpenVINO files from an exported program, with suppression behind the network where it is asked for."""
+"""ONNX and OpenVINO files from an exported program, with suppression behind the network where it is asked
+for.
+"""
 
 import tempfile
 from collections.abc import Mapping
@@ -14,8 +16,12 @@ BOX_VALUES = 5
 END = 2**31 - 1
 
 
-def write(program: torch.export.ExportedProgram, nms: Limits | None, about: Mapping[str, str], path: Path) -> None:
-    """Write the program as ONNX: input `images`, output `predictions` or, with `nms`, `detections`; `about` as its metadata."""
+def write(
+    program: torch.export.ExportedProgram, nms: Limits | None, about: Mapping[str, str], path: Path
+) -> None:
+    """Write the program as ONNX: input `images`, output `predictions` or, with `nms`, `detections`; `about`
+    as its metadata.
+    """
     converted = torch.onnx.export(program, dynamo=True, verbose=False)
     if converted is None:
         raise ValueError("torch.onnx.export returned no program")
@@ -56,20 +62,25 @@ def _tidy(model: ir.Model) -> None:
         value.metadata_props.clear()
     _name_free(entry, ("batch", None, "height", "width"))
     sizes = list(result.shape or ())
-    places: tuple[str | None, ...] = ("batch", None, "boxes") if isinstance(sizes[1], int) else ("batch", "boxes", None)
+    places: tuple[str | None, ...] = (
+        ("batch", None, "boxes") if isinstance(sizes[1], int) else ("batch", "boxes", None)
+    )
     _name_free(result, places)
 
 
 def _name_free(value: ir.Value, names: tuple[str | None, ...]) -> None:
     sizes = list(value.shape or ())
-    value.shape = ir.Shape([size if isinstance(size, int) else name for size, name in zip(sizes, names, strict=True)])
+    value.shape = ir.Shape(
+        [size if isinstance(size, int) else name for size, name in zip(sizes, names, strict=True)]
+    )
 
 
 def append_suppression(model: ir.Model, limits: Limits) -> None:
-    """Put suppression behind predictions (N, total, 5 + classes): the output becomes `detections` (found, 7), rows of
-    picture, x1, y1, x2, y2, score, class; best first over all pictures.
+    """Put suppression behind predictions (N, total, 5 + classes): the output becomes `detections` (found, 7),
+    rows of picture, x1, y1, x2, y2, score, class; best first over all pictures.
 
-    Each box has its best class only. Operators: ONNX NonMaxSuppression (centre and size, within each class), opset 13 and on.
+    Each box has its best class only. Operators: ONNX NonMaxSuppression (centre and size, within each class),
+    opset 13 and on.
     """
     graph = model.graph
     tail = _Tail(ir.tape.Tape(graph))
@@ -125,7 +136,9 @@ class _Tail:
     def rows(self, boxes: ir.Value, by_class: ir.Value, selected: ir.Value) -> ir.Value:
         """From `selected` (found, 3), picture, class and box of each, to rows (found, 7), best first."""
         unordered = self.op("GatherND", by_class, selected)
-        score, order = self.tape.op_multi_out("TopK", [unordered, self.op("Shape", unordered)], {"axis": 0}, num_outputs=2)
+        score, order = self.tape.op_multi_out(
+            "TopK", [unordered, self.op("Shape", unordered)], {"axis": 0}, num_outputs=2
+        )
         chosen = self.op("Gather", selected, order, axis=0)
         picture = self.op("Cast", self.columns(chosen, 0, 1), to=ir.DataType.FLOAT.value)
         label = self.op("Cast", self.columns(chosen, 1, 2), to=ir.DataType.FLOAT.value)

@@ -11,7 +11,8 @@ from unbranch.detect.errors import InputError
 
 @contextmanager
 def replacing(target: Path) -> Iterator[Path]:
-    """A name beside `target` to write to (same suffix); it is moved onto `target` at the end, and removed on any error.
+    """A name beside `target` to write to (same suffix); it is moved onto `target` at the end, and removed on
+    any error.
 
     Folders above are made. Raises `InputError` where the place cannot be written or the disk is full.
 

@@ -2,8 +2,8 @@
 
     network = picture · scale + offset        on each axis, in pixels
 
-A rectangular letterbox pads only to the next multiple of the stride, so a wide picture costs a wide input and not
-a square one.
+A rectangular letterbox pads only to the next multiple of the stride, so a wide picture costs a wide input and
+not a square one.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,8 @@ class Letterbox:
     """Where a picture of (height, width) lies in a network input of (rows, columns) pixels.
 
     >>> place(720, 1280, size=640, stride=32)
-    Letterbox(height=720, width=1280, rows=384, columns=640, inner_rows=360, inner_columns=640, top=12, left=0)
+    Letterbox(height=720, width=1280, rows=384, columns=640, inner_rows=360, inner_columns=640, top=12,
+    left=0)
     """
 
     height: int
@@ -58,19 +59,24 @@ def place(
     rectangular: bool = True,
     enlarge: bool = True,
 ) -> Letterbox:
-    """The letterbox of a picture of `height` x `width` for a network input of `size` pixels (one side, or rows, columns).
+    """The letterbox of a picture of `height` x `width` for a network input of `size` pixels (one side, or
+    rows, columns).
 
-    Rectangular: the padding is cut down to what the stride needs. With `enlarge=False` small pictures are not scaled up.
-    Raises `ValueError` for sizes that are not positive or not multiples of the stride.
+    Rectangular: the padding is cut down to what the stride needs. With `enlarge=False` small pictures are not
+    scaled up. Raises `ValueError` for sizes that are not positive or not multiples of the stride.
 
     >>> place(1080, 810).rows, place(1080, 810).columns
     (640, 480)
     """
     rows, columns = (size, size) if isinstance(size, int) else size
     if min(height, width, rows, columns, stride) < 1:
-        raise ValueError(f"a {width}x{height} picture for {columns}x{rows} pixels, stride {stride}: all must be positive")
+        raise ValueError(
+            f"a {width}x{height} picture for {columns}x{rows} pixels, stride {stride}: all must be positive"
+        )
     if rows % stride or columns % stride:
-        raise ValueError(f"an input of {columns}x{rows} pixels; both must be multiples of the stride, {stride}")
+        raise ValueError(
+            f"an input of {columns}x{rows} pixels; both must be multiples of the stride, {stride}"
+        )
     ratio = min(rows / height, columns / width)
     if not enlarge:
         ratio = min(ratio, 1.0)
@@ -91,7 +97,8 @@ def place(
 
 
 def fill(picture: UInt8[np.ndarray, "height width 3"], box: Letterbox) -> UInt8[np.ndarray, "rows columns 3"]:
-    """The picture, resized (bilinear, half-pixel centres, no antialiasing) into its letterbox; the rest is grey 114.
+    """The picture, resized (bilinear, half-pixel centres, no antialiasing) into its letterbox; the rest is
+    grey 114.
 
     >>> fill(np.zeros((30, 60, 3), np.uint8), place(30, 60, size=64)).shape
     (32, 64, 3)
@@ -101,9 +108,7 @@ def fill(picture: UInt8[np.ndarray, "height width 3"], box: Letterbox) -> UInt8[
     if picture.shape[:2] == inner.shape[:2]:
         inner[...] = picture
     else:
-        inner[...] = cv2.resize(
-            picture, (box.inner_columns, box.inner_rows), interpolation=cv2.INTER_LINEAR
-        )
+        inner[...] = cv2.resize(picture, (box.inner_columns, box.inner_rows), interpolation=cv2.INTER_LINEAR)
     return canvas
 
 
@@ -111,13 +116,13 @@ _UNIT = (np.arange(256, dtype=np.float32) / np.float32(255)).astype(np.float32)
 
 
 def network_input(canvas: UInt8[np.ndarray, "rows columns 3"]) -> Float[np.ndarray, "3 rows columns"]:
-    """A filled letterbox in OpenCV's order (blue, green, red; 0..255) as the network reads it: red, green, blue planes
-    in 0..1, each value exactly v / 255.
+    """A filled letterbox in OpenCV's order (blue, green, red; 0..255) as the network reads it: red, green,
+    blue planes in 0..1, each value exactly v / 255.
 
     >>> network_input(np.full((32, 64, 3), 255, np.uint8)).max()
     np.float32(1.0)
     """
     planes = np.empty((3, *canvas.shape[:2]), np.float32)
-    for plane, channel in zip(planes, cv2.split(canvas)[::-1], strict=True):
-        cv2.LUT(channel, _UNIT, dst=plane)
+    for index, channel in enumerate(cv2.split(canvas)[::-1]):
+        planes[index] = cv2.LUT(channel, _UNIT)
     return planes

@@ -2,7 +2,8 @@
 
     score(box, class) = objectness · probability(class)
 
-Greedy suppression: the best box stands, every box of its class whose IoU with it is above the limit falls, and so on.
+Greedy suppression: the best box stands, every box of its class whose IoU with it is above the limit falls,
+and so on.
 """
 
 from dataclasses import dataclass
@@ -29,9 +30,9 @@ def corners(boxes: Float[Tensor, "*n 4"]) -> Float[Tensor, "*n 4"]:
 class Limits:
     """Which boxes count.
 
-    A box is a candidate where objectness and score are above `confidence`; it has its best class, or with `multi_label`
-    every class whose score is above. `most` limits the boxes of a picture; `classes` keeps only those class indices;
-    `agnostic` lets boxes of different classes suppress each other.
+    A box is a candidate where objectness and score are above `confidence`; it has its best class, or with
+    `multi_label` every class whose score is above. `most` limits the boxes of a picture; `classes` keeps only
+    those class indices; `agnostic` lets boxes of different classes suppress each other.
 
     Raises `ValueError` for limits outside 0..1.
 
@@ -53,13 +54,16 @@ class Limits:
             raise ValueError(f"most {self.most}: at least one box must be allowed")
 
 
+USUAL = Limits()
+
+
 def suppress(
-    predictions: Float[Tensor, "pictures boxes values"], limits: Limits = Limits()
+    predictions: Float[Tensor, "pictures boxes values"], limits: Limits = USUAL
 ) -> list[Float[Tensor, "found 6"]]:
     """The boxes that stand in each picture: rows of x1, y1, x2, y2, score, class, best first.
 
-    `predictions` holds x, y, w, h (pixels), objectness and class probabilities, as `YOLOv5` in eval mode returns them.
-    Source: torchvision's `batched_nms`.
+    `predictions` holds x, y, w, h (pixels), objectness and class probabilities, as `YOLOv5` in eval mode
+    returns them. Source: torchvision's `batched_nms`.
 
     >>> suppress(torch.tensor([[[8.0, 8.0, 4.0, 4.0, 0.9, 0.1, 1.0]]]))[0]
     tensor([[ 6.0000,  6.0000, 10.0000, 10.0000,  0.9000,  1.0000]])
@@ -72,9 +76,11 @@ def suppress(
 
 
 def suppress_scores(
-    scores: Float[Tensor, "pictures values boxes"], limits: Limits = Limits()
+    scores: Float[Tensor, "pictures values boxes"], limits: Limits = USUAL
 ) -> list[Float[Tensor, "found 6"]]:
-    """As `suppress`, for the layout of later YOLOs: rows x, y, w, h and one score a class, a column for each box."""
+    """As `suppress`, for the layout of later YOLOs: rows x, y, w, h and one score a class, a column for each
+    box.
+    """
     found = []
     for picture in scores:
         columns = picture[:, picture[4:].amax(dim=0) > limits.confidence]

@@ -43,7 +43,9 @@ _SPPF_NAMES = ((r"^cv1", "reduce"), (r"^cv2", "merge"), (r"^m(?=\.|$)", "pool"),
 
 @dataclass
 class Original:
-    """What a checkpoint holds: tensors by their original names, the records of the layers, and what it says of itself."""
+    """What a checkpoint holds: tensors by their original names, the records of the layers, and what it says
+    of itself.
+    """
 
     where: str
     tensors: dict[str, Tensor] = field(default_factory=dict)
@@ -66,27 +68,39 @@ class Layout:
 
     @classmethod
     def of(cls, original: Original) -> Self:
-        last = max((int(m[1]) for m in map(re.compile(r"model\.(\d+)\.").match, original.tensors) if m), default=-1)
+        """Read the layout off the tensors. Raises `InputError` where it is not that of release 6 or 7."""
+        last = max(
+            (int(m[1]) for m in map(re.compile(r"model\.(\d+)\.").match, original.tensors) if m), default=-1
+        )
         levels = {24: 3, 33: 4}.get(last)
         anchors = original.tensors.get(f"model.{last}.anchors")
         if levels is None or anchors is None or anchors.ndim != 3 or len(anchors) != levels:
             raise InputError(
-                f"{original.where}: not the layout of YOLOv5 release 6 or 7 (a Detect head as layer 24, or 33 for four "
-                f"levels); its last layer with weights is {last}. Other releases, and segmentation or classification "
-                "networks, cannot be read"
+                f"{original.where}: not the layout of YOLOv5 release 6 or 7 (a Detect head as layer 24, or "
+                f"33 for four levels); its last layer with weights is {last}. Other releases "
+                "and segmentation or classification networks cannot be read"
             )
         places, sources = _numbering(levels)
         stages = [f"model.{2 * k}" for k in range(1, levels + 2)]
-        neck = [number for number, place in places.items() if place.startswith(("neck.downward", "neck.upward"))]
+        neck = [
+            number for number, place in places.items() if place.startswith(("neck.downward", "neck.upward"))
+        ]
         maps = original.tensors.get(f"model.{last}.m.0.bias")
         if maps is None or maps.numel() % anchors.shape[1]:
-            raise InputError(f"{original.where}: model.{last}.m.0.bias is missing or fits no {anchors.shape[1]} anchors")
+            raise InputError(
+                f"{original.where}: model.{last}.m.0.bias is missing or fits no {anchors.shape[1]} anchors"
+            )
         neck_depths = {_depth(original, number) for number in neck}
         if len(neck_depths) != 1:
-            raise InputError(f"{original.where}: the C3 of the neck have different depths, {sorted(neck_depths)}")
+            raise InputError(
+                f"{original.where}: the C3 of the neck have different depths, {sorted(neck_depths)}"
+            )
         return cls(
             levels,
-            (_outputs(original, "model.0.conv"), *(_outputs(original, f"{stage}.cv3.conv") for stage in stages)),
+            (
+                _outputs(original, "model.0.conv"),
+                *(_outputs(original, f"{stage}.cv3.conv") for stage in stages),
+            ),
             tuple(_depth(original, stage) for stage in stages),
             neck_depths.pop(),
             maps.numel() // anchors.shape[1] - 5,
@@ -115,24 +129,24 @@ class Layout:
         return f"{place}.{inner}".rstrip(".")
 
     def description(self, original: Original) -> Description:
-        names = original.names
-        if isinstance(names, Mapping):
-            names = {int(key): str(name) for key, name in names.items()}
+        """What our network is built from. Raises `InputError` where the file contradicts itself."""
         stored = original.tensors[f"model.{self.last}.anchors"].float()
         strides = [FIRST_STRIDE << level for level in range(self.levels)]
         if original.strides is not None and list(original.strides) != strides:
             raise InputError(f"{original.where}: strides {list(original.strides)}; the layout has {strides}")
         anchors = stored * torch.tensor(strides).view(-1, 1, 1)
         try:
-            return describe(
-                self.closest(),
-                num_classes=self.classes,
-                names=names,
-                anchors=anchors.tolist(),
-                channels=self.channels,
-                depths=self.depths,
-                neck_depth=self.neck_depth,
-                activation=_activation(original),
+            return Description.from_dict(
+                {
+                    "network": self.closest(),
+                    "num_classes": self.classes,
+                    "names": original.names,
+                    "anchors": anchors.tolist(),
+                    "channels": self.channels,
+                    "depths": self.depths,
+                    "neck_depth": self.neck_depth,
+                    "activation": _activation(original),
+                }
             )
         except ValueError as error:
             raise InputError(f"{original.where}: {error}") from error
@@ -142,7 +156,11 @@ class Layout:
         suffix = "6" if self.levels == 4 else ""
         for letter in "nsmlx":
             known = describe(f"yolov5{letter}{suffix}", num_classes=1)
-            if (known.channels, known.depths, known.neck_depth) == (self.channels, self.depths, self.neck_depth):
+            if (known.channels, known.depths, known.neck_depth) == (
+                self.channels,
+                self.depths,
+                self.neck_depth,
+            ):
                 return known.network
         return f"yolov5n{suffix}"
 
@@ -195,5 +213,8 @@ def _activation(original: Original) -> str:
         if name.endswith(".act") and record.kind.name != "Identity"
     }
     if len(found) > 1 or not found <= set(_ACTIVATIONS):
-        raise InputError(f"{original.where}: activations {', '.join(sorted(found))}; one is needed, of {', '.join(_ACTIVATIONS)}")
+        raise InputError(
+            f"{original.where}: activations {', '.join(sorted(found))}; one is needed, of "
+            f"{', '.join(_ACTIVATIONS)}"
+        )
     return _ACTIVATIONS[found.pop()] if found else "silu"

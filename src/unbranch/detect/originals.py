@@ -1,8 +1,8 @@
 """YOLOv5 checkpoints as their original code writes them, turned into our network.
 
-Nothing in the file is executed (see `unbranch.detect.archive`). The layout is read off the weights, then held against
-everything that the file says of its layers: kernel sizes, strides, groups, norms, activations, and which layer feeds which.
-What is not the layout of release 6 or 7 is refused, with the place.
+Nothing in the file is executed (see `unbranch.detect.archive`). The layout is read off the weights, then held
+against everything that the file says of its layers: kernel sizes, strides, groups, norms, activations, and
+which layer feeds which. What is not the layout of release 6 or 7 is refused, with the place.
 """
 
 import json
@@ -24,10 +24,12 @@ DEEPEST = 32
 
 
 def import_original(path: str | os.PathLike[str]) -> YOLOv5:
-    """The network of an original checkpoint, in eval mode and float32, its anchors in pixels and its class names kept.
+    """The network of an original checkpoint, in eval mode and float32, its anchors in pixels and its class
+    names kept.
 
-    Reads a `.pt` (the averaged weights where there are any) and a `.safetensors` of the same tensors. Any number of
-    classes, any of n, s, m, l, x, three levels or four. Raises `InputError` for whatever is not that, with the place.
+    Reads a `.pt` (the averaged weights where there are any) and a `.safetensors` of the same tensors. Any
+    number of classes, any of n, s, m, l, x, three levels or four. Raises `InputError` for whatever is not
+    that, with the place.
     """
     file = Path(path)
     original = _from_safetensors(file) if file.suffix == ".safetensors" else _from_archive(file)
@@ -90,7 +92,9 @@ def _modules(root: Record, where: str) -> Iterator[tuple[str, Record]]:
     while waiting:
         name, record = waiting.pop()
         if id(record) in seen or name.count(".") > DEEPEST:
-            raise InputError(f"{where}: module {name} ({record.kind}) stands in two places; no YOLOv5 is built so")
+            raise InputError(
+                f"{where}: module {name} ({record.kind}) stands in two places; no YOLOv5 is built so"
+            )
         seen.add(id(record))
         yield name, record
         for key, child in _mapping(record, "_modules", where).items():
@@ -114,7 +118,10 @@ _COMPARED: Mapping[str, tuple[type[nn.Module], Callable[[Any], Values]]] = {
         },
     ),
     "BatchNorm2d": (nn.BatchNorm2d, lambda m: {"eps": m.eps, "affine": m.affine}),
-    "MaxPool2d": (nn.MaxPool2d, lambda m: {"kernel_size": m.kernel_size, "stride": m.stride, "padding": m.padding}),
+    "MaxPool2d": (
+        nn.MaxPool2d,
+        lambda m: {"kernel_size": m.kernel_size, "stride": m.stride, "padding": m.padding},
+    ),
     "Bottleneck": (Bottleneck, lambda m: {"add": m.residual}),
 }
 _ROUTED: Mapping[str, Values] = {"Upsample": {"scale_factor": 2.0, "mode": "nearest"}, "Concat": {"d": 1}}
@@ -129,7 +136,9 @@ def _check_layers(original: Original, layout: Layout, network: YOLOv5) -> None:
             expected, values = _COMPARED[kind]
             ours = modules.get(layout.ours(name) or "")
             if not isinstance(ours, expected):
-                raise InputError(f"{original.where}: {name} is a {kind}, which the layout of release 6 and 7 has not there")
+                raise InputError(
+                    f"{original.where}: {name} is a {kind}, which the layout of release 6 and 7 has not there"
+                )
             _agree(original, name, record, values(ours))
         elif kind in _ROUTED:
             _agree(original, name, record, _ROUTED[kind])
@@ -142,8 +151,8 @@ def _agree(original: Original, name: str, record: Record, values: Values) -> Non
     for key, value in values.items():
         if key in record.attributes and record.attributes[key] != value:
             raise InputError(
-                f"{original.where}: {name} ({record.kind}) has {key} {record.attributes[key]!r}; the layout of release 6 "
-                f"and 7 has {value!r}"
+                f"{original.where}: {name} ({record.kind}) has {key} {record.attributes[key]!r}; the layout "
+                f"of release 6 and 7 has {value!r}"
             )
 
 

@@ -1,9 +1,10 @@
 """Read a pickle without running anything that it names.
 
-A pickle is a program for a stack machine. Python's own machine imports whatever the program names and calls it,
-so loading a pickle is running a stranger's code. This one knows the opcodes that PyTorch writes (protocols 2 to 4)
-and has no import in it: a name becomes a `Global`, a call or an object becomes a `Record` that says what was asked
-for, and only the constructors handed to `read_pickle` are ever called. Whatever else stands in the file is refused.
+A pickle is a program for a stack machine. Python's own machine imports whatever the program names and calls
+it, so loading a pickle is running a stranger's code. This one knows the opcodes that PyTorch writes
+(protocols 2 to 4) and has no import in it: a name becomes a `Global`, a call or an object becomes a `Record`
+that says what was asked for, and only the constructors handed to `read_pickle` are ever called. Whatever else
+stands in the file is refused.
 """
 
 import pickletools
@@ -32,10 +33,11 @@ class Global:
 
 @dataclass(eq=False)
 class Record:
-    """An object of a class that we do not have: its class, the arguments it was to be made with, and its state.
+    """An object of a class that we do not have: its class, the arguments it was to be made with, and its
+    state.
 
-    It has no behaviour. `state` is what the pickle would have handed to `__setstate__` (for most objects: a dict of
-    attributes), `items` what it would have appended or set.
+    It has no behaviour. `state` is what the pickle would have handed to `__setstate__` (for most objects: a
+    dict of attributes), `items` what it would have appended or set.
 
     >>> Record(Global("models.common", "Conv"), state={"training": False}).attributes
     {'training': False}
@@ -80,7 +82,8 @@ def plain_set(*arguments: Any) -> set[Any]:
 def hashable(key: Any) -> Any:
     """`key` itself, if it is a plain value or a flat tuple of them.
 
-    Hashing a tuple descends into it without a limit, so a file could nest tuples until the interpreter crashes.
+    Hashing a tuple descends into it without a limit, so a file could nest tuples until the interpreter
+    crashes.
     """
     flat = key if isinstance(key, tuple) else (key,)
     if not all(isinstance(part, Scalar) for part in flat):
@@ -103,10 +106,12 @@ def read_pickle(
 ) -> Any:
     """The object that a pickle describes, made of plain values, `Global` and `Record` only.
 
-    `constructors` is the closed list of names that are called, each with our function for it; `load_persistent` is
-    given each persistent id (PyTorch keeps its storages so). `where` names the file in errors.
+    `constructors` is the closed list of names that are called, each with our function for it;
+    `load_persistent` is given each persistent id (PyTorch keeps its storages so). `where` names the file in
+    errors.
 
-    Raises `InputError` for an opcode that PyTorch does not write, a stack that does not add up, or a cut-off file.
+    Raises `InputError` for an opcode that PyTorch does not write, a stack that does not add up, or a cut-off
+    file.
 
     >>> import pickle
     >>> read_pickle(pickle.dumps({"a": [1, (2, 3)]}, protocol=2), "example")
@@ -251,8 +256,10 @@ def _stack_global(machine: _Machine) -> None:
 
 
 _PUSHES_ITS_ARGUMENT = frozenset(
-    ("BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE")
-    + ("BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8")
+    (
+        *("BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT"),
+        *("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
+    )
 )
 
 _PUSHES_A_CONSTANT: Mapping[str, Callable[[], Any]] = {

@@ -19,8 +19,17 @@ from torch import Tensor
 from unbranch.detect.engines import Engine, open_engine
 from unbranch.detect.errors import InputError
 from unbranch.detect.letterbox import Letterbox, fill, network_input, place
-from unbranch.detect.nms import Limits, suppress, suppress_scores
-from unbranch.detect.sources import PictureFile, Pixels, Source, VideoFile, VideoFrame, find, frames, read_picture
+from unbranch.detect.nms import USUAL, Limits, suppress, suppress_scores
+from unbranch.detect.sources import (
+    PictureFile,
+    Pixels,
+    Source,
+    VideoFile,
+    VideoFrame,
+    find,
+    frames,
+    read_picture,
+)
 from unbranch.models.yolov5 import YOLOv5
 
 Picture: TypeAlias = str | os.PathLike[str] | np.ndarray | Image.Image
@@ -57,9 +66,10 @@ class _Loaded:
 class Detector:
     """Finds objects: `Detector("best.safetensors")(images)` gives supervision Detections.
 
-    weights: a `YOLOv5`, a `.safetensors` of ours, an `.onnx` file, or OpenVINO's `.xml` or its folder. Weights in training
-    form are folded on loading; `notes` say so. size: the longer side of the network's input, in pixels (fixed by files with
-    a fixed input). rectangular: pad to the stride only, where the file allows it; otherwise to a square.
+    weights: a `YOLOv5`, a `.safetensors` of ours, an `.onnx` file, or OpenVINO's `.xml` or its folder.
+    Weights in training form are folded on loading; `notes` say so. size: the longer side of the network's
+    input, in pixels (fixed by files with a fixed input). rectangular: pad to the stride only, where the file
+    allows it; otherwise to a square.
 
     Raises `InputError` for weights and settings that cannot be used.
 
@@ -71,7 +81,7 @@ class Detector:
         self,
         weights: YOLOv5 | str | os.PathLike[str],
         size: int = 640,
-        limits: Limits = Limits(),
+        limits: Limits = USUAL,
         rectangular: bool = True,
         device: str = "cpu",
     ) -> None:
@@ -79,7 +89,9 @@ class Detector:
         signature = self.engine.signature
         if size < 1 or size % signature.stride:
             nearest = max(round(size / signature.stride), 1) * signature.stride
-            raise InputError(f"size {size}: the network needs a multiple of {signature.stride}, such as {nearest}")
+            raise InputError(
+                f"size {size}: the network needs a multiple of {signature.stride}, such as {nearest}"
+            )
         beyond = [c for c in limits.classes or () if not 0 <= c < len(signature.names)]
         if beyond:
             raise InputError(f"class {beyond[0]}: the network knows classes 0 to {len(signature.names) - 1}")
@@ -98,19 +110,24 @@ class Detector:
         return self.engine.notes
 
     def __call__(self, images: Picture | Sequence[Picture]) -> sv.Detections | list[sv.Detections]:
-        """The objects on one picture, or a list of them for a list of pictures, boxes in the picture's own pixels.
+        """The objects on one picture, or a list of them for a list of pictures, boxes in the picture's own
+        pixels.
 
         A picture is a path, an (H, W, 3) array of 8 bits as OpenCV has it (blue, green, red), or a PIL image.
         Raises `InputError` for what is none of these.
         """
         single = isinstance(images, str | os.PathLike | np.ndarray | Image.Image)
-        pictures = [images] if isinstance(images, str | os.PathLike | np.ndarray | Image.Image) else list(images)
+        pictures = (
+            [images] if isinstance(images, str | os.PathLike | np.ndarray | Image.Image) else list(images)
+        )
         boxes = self.boxes([_pixels(picture, i) for i, picture in enumerate(pictures)])
         found = [self.as_detections(rows) for rows in boxes]
         return found[0] if single else found
 
     def boxes(self, pictures: Sequence[Pixels]) -> list[Tensor]:
-        """Rows of x1, y1, x2, y2 (pixels of the picture), score, class, best first, for each (H, W, 3) array."""
+        """Rows of x1, y1, x2, y2 (pixels of the picture), score, class, best first, for each (H, W, 3)
+        array.
+        """
         places = [self._place(picture) for picture in pictures]
         planes = [network_input(fill(picture, box)) for picture, box in zip(pictures, places, strict=True)]
         return self._find(self.engine, planes, places)[0]
@@ -120,9 +137,9 @@ class Detector:
     ) -> Iterator[Result]:
         """Every picture and frame of `source`, in order, as results become ready.
 
-        Pictures are decoded and letterboxed by threads of their own, ahead of the network; a file runs in as many copies
-        as there are `workers` (the cores, by default), each on one core. A picture that cannot be read gives a result with
-        a `problem`. Raises `InputError` at once where nothing is found.
+        Pictures are decoded and letterboxed by threads of their own, ahead of the network; a file runs in as
+        many copies as there are `workers` (the cores, by default), each on one core. A picture that cannot be
+        read gives a result with a `problem`. Raises `InputError` at once where nothing is found.
         """
         items = find(source)
         count = max(workers or len(os.sched_getaffinity(0)), 1)
@@ -186,7 +203,9 @@ class Detector:
     def _find(
         self, engine: Engine, planes: list[np.ndarray], places: list[Letterbox]
     ) -> tuple[list[Tensor], dict[str, float]]:
-        """The boxes of each letterboxed picture, and the seconds a picture took; pictures of one shape run together."""
+        """The boxes of each letterboxed picture, and the seconds a picture took; pictures of one shape run
+        together.
+        """
         rows: list[Tensor] = [torch.empty(0, 6)] * len(planes)
         network = boxes = 0.0
         order = sorted(range(len(planes)), key=lambda i: planes[i].shape)
@@ -196,9 +215,7 @@ class Detector:
                 output = _padded_run(engine, [planes[i] for i in indices])
                 ran = time.perf_counter()
                 for i, found in zip(indices, self._standing(engine, output, len(indices)), strict=True):
-                    found = found.clone()
-                    found[:, :4] = places[i].to_picture(found[:, :4])
-                    rows[i] = found
+                    rows[i] = torch.cat((places[i].to_picture(found[:, :4]), found[:, 4:]), dim=1)
                 network += ran - started
                 boxes += time.perf_counter() - ran
         share = max(len(planes), 1)
@@ -235,9 +252,20 @@ def _pixels(picture: Picture, index: int) -> Pixels:
         return read_picture(Path(picture))
     if isinstance(picture, Image.Image):
         return np.ascontiguousarray(np.asarray(picture.convert("RGB"))[..., ::-1])
-    if not isinstance(picture, np.ndarray) or picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:
-        kind = f"{picture.dtype} array of shape {picture.shape}" if isinstance(picture, np.ndarray) else type(picture).__name__
-        raise InputError(f"picture {index}: a {kind}; a path, an (H, W, 3) array of uint8 or a PIL image is needed")
+    if (
+        not isinstance(picture, np.ndarray)
+        or picture.ndim != 3
+        or picture.shape[2] != 3
+        or picture.dtype != np.uint8
+    ):
+        kind = (
+            f"{picture.dtype} array of shape {picture.shape}"
+            if isinstance(picture, np.ndarray)
+            else type(picture).__name__
+        )
+        raise InputError(
+            f"picture {index}: a {kind}; a path, an (H, W, 3) array of uint8 or a PIL image is needed"
+        )
     if not picture.size:
         raise InputError(f"picture {index}: an array of shape {picture.shape} has no pixels")
     return picture
@@ -268,7 +296,9 @@ def _chunks(indices: list[int], fixed: int | None) -> Iterator[list[int]]:
 
 
 def _padded_run(engine: Engine, planes: list[np.ndarray]) -> Tensor:
-    """Run the pictures together; a fixed batch is filled up by repeating the last one, which nobody looks at."""
+    """Run the pictures together; a fixed batch is filled up by repeating the last one, which nobody looks
+    at.
+    """
     missing = (engine.signature.batch or len(planes)) - len(planes)
     filled = [*planes, *planes[-1:] * missing]
     return engine.run(filled[0][None] if len(filled) == 1 else np.stack(filled))

@@ -31,7 +31,9 @@ class PictureFile:
     name: str
 
     def read(self) -> Pixels:
-        """The upright pixels, blue green red. Raises `InputError` where the file is gone, cut off or no picture."""
+        """The upright pixels, blue green red. Raises `InputError` where the file is gone, cut off or no
+        picture.
+        """
         return read_picture(self.path)
 
 
@@ -54,19 +56,22 @@ class VideoFrame:
 
     @property
     def path(self) -> Path:
+        """The video's."""
         return self.video.path
 
     @property
     def name(self) -> str:
+        """The video's."""
         return self.video.name
 
     def read(self) -> Pixels:
+        """The pixels that are here already."""
         return self.pixels
 
 
-
 def find(source: Source | Sequence[Source]) -> list[PictureFile | VideoFile]:
-    """The pictures and videos of a file, a folder (searched to the bottom), a glob, or a list of those, sorted.
+    """The pictures and videos of a file, a folder (searched to the bottom), a glob, or a list of those,
+    sorted.
 
     Raises `InputError` where there is nothing, or a file of an unknown kind.
 
@@ -103,9 +108,13 @@ def _distinct(items: list[PictureFile | VideoFile]) -> list[PictureFile | VideoF
 
 
 def _below(folder: Path) -> list[PictureFile | VideoFile]:
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURES | VIDEOS and path.is_file())
+    paths = sorted(
+        path for path in folder.rglob("*") if path.suffix.lower() in PICTURES | VIDEOS and path.is_file()
+    )
     if not paths:
-        raise InputError(f"{folder}: no pictures or videos in this folder or below ({', '.join(sorted(PICTURES))})")
+        raise InputError(
+            f"{folder}: no pictures or videos in this folder or below ({', '.join(sorted(PICTURES))})"
+        )
     return [_item(path, str(path.relative_to(folder))) for path in paths]
 
 
@@ -123,7 +132,9 @@ def _item(path: Path, name: str) -> PictureFile | VideoFile:
         return VideoFile(path, name)
     if kind in PICTURES:
         return PictureFile(path, name)
-    raise InputError(f"{path}: neither a picture nor a video by its name; known are {', '.join(sorted(PICTURES | VIDEOS))}")
+    raise InputError(
+        f"{path}: neither a picture nor a video by its name; known are {', '.join(sorted(PICTURES | VIDEOS))}"
+    )
 
 
 def read_picture(path: Path) -> Pixels:
@@ -150,7 +161,9 @@ def read_picture(path: Path) -> Pixels:
 
 
 def frames(video: VideoFile) -> Iterator[VideoFrame]:
-    """The frames of a video, in order. Raises `InputError` where it cannot be opened, or ends before its time."""
+    """The frames of a video, in order. Raises `InputError` where it cannot be opened, or ends before its
+    time.
+    """
     capture = cv2.VideoCapture(str(video.path))
     try:
         if not capture.isOpened():

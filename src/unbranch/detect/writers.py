@@ -1,4 +1,6 @@
-"""What is kept of a run: annotated pictures and videos, YOLO text, COCO JSON, CSV. Drawn and encoded by threads of their own."""
+"""What is kept of a run: annotated pictures and videos, YOLO text, COCO JSON, CSV. Drawn and encoded by
+threads of their own.
+"""
 
 import csv
 import json
@@ -13,6 +15,7 @@ from types import TracebackType
 from typing import Any, Literal, Self, TypeAlias
 
 import cv2
+import numpy as np
 import supervision as sv
 
 from unbranch.detect.errors import InputError
@@ -23,6 +26,7 @@ from unbranch.detect.sources import Pixels, VideoFrame
 Kind: TypeAlias = Literal["pictures", "txt", "coco", "csv"]
 KINDS: tuple[Kind, ...] = ("pictures", "txt", "coco", "csv")
 
+LIGHT = 140
 CSV_COLUMNS = ("picture", "frame", "class", "name", "score", "x1", "y1", "x2", "y2")
 
 
@@ -50,28 +54,39 @@ def boxes_of(detections: sv.Detections) -> list[Box]:
     return [Box(index, str(name), score, (x1, y1, x2, y2)) for index, name, score, (x1, y1, x2, y2) in rows]
 
 
+def _readable_on(colour: sv.Color) -> sv.Color:
+    """Black on light colours, white on dark ones (luma of Rec. 601)."""
+    luma = 0.299 * colour.r + 0.587 * colour.g + 0.114 * colour.b
+    return sv.Color.BLACK if luma > LIGHT else sv.Color.WHITE
+
+
+_READABLE = sv.ColorPalette([_readable_on(colour) for colour in sv.ColorPalette.DEFAULT.colors])
+
+
 def draw(pixels: Pixels, detections: sv.Detections) -> Pixels:
     """A copy of the picture with its boxes, each with its class and score.
 
-    >>> draw(np.zeros((40, 60, 3), np.uint8), detector.as_detections(torch.empty(0, 6))).shape  # doctest: +SKIP
-    (40, 60, 3)
+    >>> draw(pixels, detector(pixels)).shape == pixels.shape  # doctest: +SKIP
+    True
     """
     size = (pixels.shape[1], pixels.shape[0])
     thickness = sv.calculate_optimal_line_thickness(size)
     text = sv.calculate_optimal_text_scale(size)
     labels = [f"{box.name} {box.score:.2f}" for box in boxes_of(detections)]
-    scene = sv.BoxAnnotator(thickness=thickness).annotate(pixels.copy(), detections)
-    return sv.LabelAnnotator(text_scale=text, text_thickness=max(thickness // 2, 1), text_padding=4).annotate(
-        scene, detections, labels
+    scene: Any = sv.BoxAnnotator(thickness=thickness).annotate(np.array(pixels), detections)  # pyright: ignore[reportArgumentType]
+    annotator = sv.LabelAnnotator(
+        text_color=_READABLE, text_scale=text, text_thickness=max(thickness // 2, 1), text_padding=4
     )
+    return np.asarray(annotator.annotate(scene, detections, labels))
 
 
 class Writers:
     """Takes results in order and writes what was asked for below `folder`; a `with` block finishes the files.
 
-    pictures: `NAME` with boxes drawn (videos as .mp4). txt: `labels/NAME.txt`, a line `class x y w h score` for each box,
-    centre and size as fractions of the picture. coco: `detections.json`. csv: `detections.csv`, corners in pixels.
-    An interrupted run keeps what it has found. Raises `InputError` where something cannot be written.
+    pictures: `NAME` with boxes drawn (videos as .mp4). txt: `labels/NAME.txt`, a line `class x y w h score`
+    for each box, centre and size as fractions of the picture. coco: `detections.json`. csv: `detections.csv`,
+    corners in pixels. An interrupted run keeps what it has found. Raises `InputError` where something cannot
+    be written.
     """
 
     def __init__(self, folder: Path, names: Sequence[str], kinds: Iterable[Kind]) -> None:
@@ -113,7 +128,14 @@ class Writers:
         if "csv" in self.kinds:
             shown = "" if frame is None else frame
             self._rows += [
-                (result.item.name, shown, box.index, box.name, f"{box.score:.6f}", *(f"{c:.3f}" for c in box.corners))
+                (
+                    result.item.name,
+                    shown,
+                    box.index,
+                    box.name,
+                    f"{box.score:.6f}",
+                    *(f"{c:.3f}" for c in box.corners),
+                )
                 for box in boxes
             ]
 
@@ -137,7 +159,9 @@ class Writers:
             self._waiting.append(self._video.submit(video.add, result.item.pixels, result.detections))
         elif result.pixels is not None:
             target = self.folder / result.item.name
-            self._waiting.append(self._pictures.submit(_draw_picture, target, result.pixels, result.detections))
+            self._waiting.append(
+                self._pictures.submit(_draw_picture, target, result.pixels, result.detections)
+            )
         while len(self._waiting) > self._most_waiting:
             self._waiting.popleft().result()
 
@@ -153,7 +177,13 @@ class Writers:
         lines = []
         for box in boxes:
             x1, y1, x2, y2 = box.corners
-            values = ((x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height, box.score)
+            values = (
+                (x1 + x2) / 2 / width,
+                (y1 + y2) / 2 / height,
+                (x2 - x1) / width,
+                (y2 - y1) / height,
+                box.score,
+            )
             lines.append(" ".join((str(box.index), *(f"{value:.6f}" for value in values))))
         with replacing(self._label_file(name, frame)) as part:
             part.write_text("".join(f"{line}\n" for line in lines))

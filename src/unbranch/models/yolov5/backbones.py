@@ -17,10 +17,11 @@ StageFactory: TypeAlias = Callable[[str, int, int, int], C3]
 
 
 class CSPBackbone(Deployable, nn.Module):
-    """A 6x6 stem, then stages of a strided 3x3 layer and a C3, SPPF behind the last; the maps of stride 8 and more.
+    """A 6x6 stem, then stages of a strided 3x3 layer and a C3, SPPF behind the last; the maps of stride 8 and
+    more.
 
-    `channels` of the stem and each stage, `depths` of each stage's C3; `stage(name, channels in, channels out, depth)` makes
-    it, named `stage1`, ….
+    `channels` of the stem and each stage, `depths` of each stage's C3; `stage(name, channels in, channels
+    out, depth)` makes it, named `stage1`, ….
 
     >>> net = CSPBackbone((8, 16, 24, 32, 40), (1, 1, 1, 1), lambda name, i, o, depth: C3(i, o, depth))
     >>> [tuple(y.shape[1:]) for y in net(torch.ones(1, 3, 64, 96))]
@@ -38,13 +39,16 @@ class CSPBackbone(Deployable, nn.Module):
         self.stem = Conv(3, channels[0], 6, 2, activation=activation)
         self.shrink = nn.ModuleList()
         self.stages = nn.ModuleList()
-        for i, (before, after, depth) in enumerate(zip(channels, channels[1:], depths, strict=False), start=1):
+        for i, (before, after, depth) in enumerate(
+            zip(channels, channels[1:], depths, strict=False), start=1
+        ):
             self.shrink.append(Conv(before, after, 3, 2, activation=activation))
             self.stages.append(stage(f"stage{i}", after, after, depth))
         self.pool = SPPF(channels[-1], channels[-1], activation=activation)
         self.feature_channels = tuple(channels[2:])
 
     def forward(self, images: Float[Tensor, "n 3 h w"]) -> list[Float[Tensor, "n _ _ _"]]:
+        """Maps of stride 8 and more, fine to coarse."""
         x = self.stem(images)
         features: list[Tensor] = []
         for shrink, stage in zip(self.shrink, self.stages, strict=True):
@@ -54,7 +58,8 @@ class CSPBackbone(Deployable, nn.Module):
 
 
 class ClassifierBackbone(Deployable, nn.Module):
-    """A classification network by name, its maps of the strides that the head needs, SPPF behind the coarsest.
+    """A classification network by name, its maps of the strides that the head needs, SPPF behind the
+    coarsest.
 
     Raises `ValueError` for a name that is no `Backbone`, or one that has no such strides.
 
@@ -62,15 +67,20 @@ class ClassifierBackbone(Deployable, nn.Module):
     [96, 192, 64]
     """
 
-    def __init__(self, name: str, strides: Sequence[int], channels: int, activation: Activation = "silu") -> None:
+    def __init__(
+        self, name: str, strides: Sequence[int], channels: int, activation: Activation = "silu"
+    ) -> None:
         super().__init__()
         network = create(name, out_indices=tuple(range(2, 2 + len(strides))))
         if not isinstance(network, Backbone) or network.feature_strides != tuple(strides):
-            raise ValueError(f"backbone {name!r} does not give maps of strides {', '.join(map(str, strides))}")
+            raise ValueError(
+                f"backbone {name!r} does not give maps of strides {', '.join(map(str, strides))}"
+            )
         self.network = network
         self.pool = SPPF(network.feature_channels[-1], channels, activation=activation)
         self.feature_channels = (*network.feature_channels[:-1], channels)
 
     def forward(self, images: Float[Tensor, "n 3 h w"]) -> list[Float[Tensor, "n _ _ _"]]:
+        """Maps of stride 8 and more, fine to coarse."""
         *fine, coarse = self.network(images)
         return [*fine, self.pool(coarse)]

@@ -17,13 +17,15 @@ NEARLY_NONE = 1e-5
 
 
 class Detect(nn.Module):
-    """A 1x1 convolution for each level; each cell of each anchor predicts x, y, w, h, objectness and the classes.
+    """A 1x1 convolution for each level; each cell of each anchor predicts x, y, w, h, objectness and the
+    classes.
 
     With p = sigmoid(raw), cell (i, j) of a level of stride s and an anchor of (a_w, a_h) pixels:
 
         x = (2 p_x − ½ + j) s    y = (2 p_y − ½ + i) s    w = (2 p_w)² a_w    h = (2 p_h)² a_h
 
-    `anchors` (levels, anchors of a level, 2) is saved with the weights; `strides` (levels,) is not. Both in pixels.
+    `anchors` (levels, anchors of a level, 2) is saved with the weights; `strides` (levels,) is not. Both in
+    pixels.
 
     >>> head = Detect([16, 32], [[(10, 13)], [(30, 61)]], strides=[8, 16], num_classes=3).eval()
     >>> head([torch.ones(1, 16, 4, 6), torch.ones(1, 32, 2, 3)]).shape
@@ -54,8 +56,9 @@ class Detect(nn.Module):
 
         A single class is certain from the start: nothing has to be learnt about it.
         """
-        for layer, stride in zip(self.maps, self.strides.tolist(), strict=True):
-            bias = layer.bias.detach().view(self.num_anchors, self.num_values)
+        biases = [parameter for name, parameter in self.maps.named_parameters() if name.endswith("bias")]
+        for flat, stride in zip(biases, self.strides.tolist(), strict=True):
+            bias = flat.detach().view(self.num_anchors, self.num_values)
             bias[:, 4] = math.log(OBJECTS_IN_A_PICTURE / (PICTURE_SIZE / stride) ** 2)
             bias[:, 5:] = math.log(CLASS_PRIOR / max(self.num_classes - 1, NEARLY_NONE))
 
@@ -65,7 +68,9 @@ class Detect(nn.Module):
         Raises `ValueError` where the shape differs or a side is not positive.
         """
         if anchors.shape != self.anchors.shape:
-            raise ValueError(f"anchors of shape {tuple(anchors.shape)}; the head has {tuple(self.anchors.shape)}")
+            raise ValueError(
+                f"anchors of shape {tuple(anchors.shape)}; the head has {tuple(self.anchors.shape)}"
+            )
         if not bool((anchors > 0).all()):
             raise ValueError("anchors must be positive widths and heights in pixels")
         self.anchors.copy_(anchors)
@@ -79,7 +84,8 @@ class Detect(nn.Module):
         return flat.view(n, self.num_anchors, self.num_values, rows, columns).permute(0, 1, 3, 4, 2)
 
     def decode(self, maps: Sequence[RawMap]) -> Float[Tensor, "n boxes values"]:
-        """Boxes of all levels, (N, total, 5 + classes): x, y, w, h in pixels, objectness, class probabilities.
+        """Boxes of all levels, (N, total, 5 + classes): x, y, w, h in pixels, objectness, class
+        probabilities.
 
         Order: levels, in each its anchors, in each the rows of cells.
         """
@@ -99,5 +105,6 @@ class Detect(nn.Module):
     def forward(
         self, features: Sequence[Float[Tensor, "n _ _ _"]]
     ) -> list[RawMap] | Float[Tensor, "n boxes values"]:
+        """Raw maps in training mode, decoded boxes in eval mode."""
         maps = self.raw(features)
         return maps if self.training else self.decode(maps)

@@ -16,13 +16,15 @@ StageFactory: TypeAlias = Callable[[str, int, int], C3]
 
 
 class Neck(Deployable, nn.Module):
-    """Features of L levels in, fine to coarse, features of the same sizes with `channels` out  (Liu et al., 2018, PANet).
+    """Features of L levels in, fine to coarse, features of the same sizes with `channels` out  (Liu et al.,
+    2018, PANet).
 
-    Down: a 1x1 layer, upsampled by 2, joined with the finer level, a C3. Up: a strided 3x3 layer, joined with what the
-    way down left, a C3. `stage(name, channels in, channels out)` makes the C3s, named `neck1`, `neck2`, … in running order.
+    Down: a 1x1 layer, upsampled by 2, joined with the finer level, a C3. Up: a strided 3x3 layer, joined with
+    what the way down left, a C3. `stage(name, channels in, channels out)` makes the C3s, named `neck1`,
+    `neck2`, … in running order.
 
-    >>> neck = Neck([16, 32, 64], [16, 32, 64], lambda name, i, o: C3(i, o, residual=False))
-    >>> [y.shape[1] for y in neck([torch.ones(1, 16, 8, 8), torch.ones(1, 32, 4, 4), torch.ones(1, 64, 2, 2)])]
+    >>> neck = Neck([8, 16, 32], [16, 32, 64], lambda name, i, o: C3(i, o, residual=False))
+    >>> [y.shape[1] for y in neck([torch.ones(1, c, 64 // c, 64 // c) for c in (8, 16, 32)])]
     [16, 32, 64]
     """
 
@@ -53,6 +55,7 @@ class Neck(Deployable, nn.Module):
         self.enlarge = nn.Upsample(scale_factor=2, mode="nearest")
 
     def forward(self, features: Sequence[Float[Tensor, "n _ _ _"]]) -> list[Float[Tensor, "n _ _ _"]]:
+        """Down, then up."""
         x = features[-1]
         reduced: list[Tensor] = []
         for narrow, stage, finer in zip(self.reduce, self.downward, features[-2::-1], strict=True):

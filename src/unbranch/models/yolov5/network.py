@@ -1,14 +1,14 @@
 """YOLOv5: backbone, neck and head, built from a description."""
 
 from dataclasses import replace
-from typing import Any, Self
+from typing import Self, Unpack
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from unbranch.blocks import Deployable
+from unbranch.blocks import Branches, Deployable
 from unbranch.models.yolov5.backbones import ClassifierBackbone, CSPBackbone
-from unbranch.models.yolov5.description import Description, describe
+from unbranch.models.yolov5.description import Departures, Description, describe
 from unbranch.models.yolov5.head import Detect, RawMap
 from unbranch.models.yolov5.layers import C3
 from unbranch.models.yolov5.neck import Neck
@@ -17,9 +17,9 @@ from unbranch.models.yolov5.neck import Neck
 class YOLOv5(Deployable, nn.Module):
     """An anchor-based detector of the layout of YOLOv5 release 6 and 7, its C3 blocks re-parameterizable.
 
-    Images (N, 3, H, W) in 0..1, H and W multiples of the largest stride. In training mode it returns the raw maps of each
-    level, (N, anchors, rows, columns, 5 + classes) logits; in eval mode the decoded predictions (N, total, 5 + classes):
-    x, y, w, h in pixels, objectness and class probabilities.
+    Images (N, 3, H, W) in 0..1, H and W multiples of the largest stride. In training mode it returns the raw
+    maps of each level, (N, anchors, rows, columns, 5 + classes) logits; in eval mode the decoded predictions
+    (N, total, 5 + classes): x, y, w, h in pixels, objectness and class probabilities.
 
     `names` are the classes; `description` is what it was built from, with the anchors that it has now.
 
@@ -82,10 +82,11 @@ class YOLOv5(Deployable, nn.Module):
     @property
     def deployed(self) -> bool:
         """Whether nothing is left to fold."""
-        return not any(module.deploy_children() for module in self.modules() if isinstance(module, Deployable))
+        return not any(isinstance(module, Branches) for module in self.modules())
 
     def fuse(self) -> Self:
-        """Every block and every convolution with its norm becomes one convolution, in place; returns the network.
+        """Every block and every convolution with its norm becomes one convolution, in place; returns the
+        network.
 
         The same as `switch_to_deploy()`, under the name that YOLO's users know. Call `eval()` first.
         """
@@ -97,10 +98,11 @@ class YOLOv5(Deployable, nn.Module):
         return self.detect.raw(self.neck(self.backbone(images)))
 
     def forward(self, images: Float[Tensor, "n 3 h w"]) -> list[RawMap] | Float[Tensor, "n boxes values"]:
+        """Raw maps in training mode, decoded boxes in eval mode."""
         return self.detect(self.neck(self.backbone(images)))
 
 
-def yolov5(network: str | Description = "yolov5n", **options: Any) -> YOLOv5:
+def yolov5(network: str | Description = "yolov5n", **options: Unpack[Departures]) -> YOLOv5:
     """A YOLOv5 by name or description, freshly initialised; options are those of `describe`.
 
     Raises `ValueError` naming the option and the value.
@@ -110,6 +112,8 @@ def yolov5(network: str | Description = "yolov5n", **options: Any) -> YOLOv5:
     """
     if isinstance(network, Description):
         if options:
-            raise ValueError(f"options {', '.join(options)} beside a description; put them into the description")
+            raise ValueError(
+                f"options {', '.join(options)} beside a description; put them into the description"
+            )
         return YOLOv5(network)
     return YOLOv5(describe(network, **options))

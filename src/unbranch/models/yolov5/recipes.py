@@ -67,8 +67,14 @@ class Conv(Block):
         )
 
 
-KINDS: Mapping[str, Callable[..., nn.Module]] = {"plain": Conv, "repvgg": RepVGGBlock, "mobileone": MobileOneBlock}
-"""Kinds of block by name: each is called with (channels in, channels out, kernel_size=3, activation=…, **options)."""
+KINDS: Mapping[str, Callable[..., nn.Module]] = {
+    "plain": Conv,
+    "repvgg": RepVGGBlock,
+    "mobileone": MobileOneBlock,
+}
+"""Kinds of block by name: each is called with (channels in, channels out, kernel_size=3, activation=…,
+**options).
+"""
 
 
 @dataclass(frozen=True)
@@ -92,6 +98,7 @@ class BlockChoice:
         return cls(plain.get("kind", "plain"), tuple((key, v) for key, v in plain.items() if key != "kind"))
 
     def to_plain(self) -> str | dict[str, Any]:
+        """The name alone where there are no options; `from_plain` reads it back."""
         return {"kind": self.kind, **dict(self.options)} if self.options else self.kind
 
     def with_shortcut(self, shortcut: str | None) -> Self:
@@ -100,7 +107,9 @@ class BlockChoice:
             return self
         return replace(self, options=(*self.options, ("shortcut", shortcut)))
 
-    def build(self, in_channels: int, out_channels: int, activation: Activation, kernel_size: int = 3) -> nn.Module:
+    def build(
+        self, in_channels: int, out_channels: int, activation: Activation, kernel_size: int = 3
+    ) -> nn.Module:
         """The block, with YOLOv5's batch norm.
 
         >>> BlockChoice("repvgg").build(8, 8, "silu")(torch.ones(2, 8, 5, 5)).shape
@@ -110,12 +119,17 @@ class BlockChoice:
         return KINDS[self.kind](in_channels, out_channels, kernel_size, activation=activation, **options)
 
 
+PLAIN = BlockChoice()
+
+
 def check_block(choice: BlockChoice, stage: str) -> None:
     """Raise `ValueError`, naming the stage, where `choice` does not make a block."""
     if choice.kind not in KINDS:
         raise ValueError(f"block of {stage}: {choice.kind!r}; known kinds are {', '.join(KINDS)}")
     if not all(isinstance(value, str | int | float | bool | None) for _, value in choice.options):
-        raise ValueError(f"block of {stage}: {dict(choice.options)}; options are numbers, text, true, false or null")
+        raise ValueError(
+            f"block of {stage}: {dict(choice.options)}; options are numbers, text, true, false or null"
+        )
     try:
         choice.build(8, 8, None)
     except (TypeError, ValueError) as error:
