@@ -107,9 +107,8 @@ def check_split(
     count = torch.bincount(torch.cat([found.classes for found in labels]), minlength=len(spec.names))
     report.boxes.update(dict(zip(spec.names, count.tolist(), strict=True)))
     if not any(len(found.trained.classes) for found in labels):
-        raise InputError(
-            f"{split}: no box to learn or find in {len(kept)} pictures; label them: {report.faults()}"
-        )
+        faults = report.faults()
+        raise InputError(f"{split}: no sound box in {len(kept)} pictures: {faults}; label them first")
     return Split(split, spec.names, size, [e.path for e, _ in kept], [h for _, h in kept], labels, report)
 
 

@@ -61,7 +61,7 @@ class Report:
 
     def faults(self) -> str:
         """Every fault in one line, for an error's message."""
-        return "; ".join(line.strip() for line in self.lines(named=1)[1:]) or "no label file names one"
+        return "; ".join(line.strip() for line in self.lines(named=1)[1:]) or "the labels are empty"
 
     def _fault(self, problem: Problem, named: int) -> str:
         places: Sequence[str] = self.problems[problem]
