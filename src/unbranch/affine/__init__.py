@@ -1,0 +1,42 @@
+"""The algebra of convolutions: pure tensor maths, no modules and no graphs."""
+
+from unbranch.affine.algebra import (
+    add,
+    compose,
+    concat,
+    regroup,
+    scale,
+    select,
+    select_geometry,
+    shift,
+)
+from unbranch.affine.geometry import (
+    PADDING_MODES,
+    Geometry,
+    NotLinear,
+    add_geometry,
+    compose_geometry,
+)
+from unbranch.affine.value import Affine, apply
+from unbranch.affine.work import ELEMENT, cost, multiply_adds
+
+__all__ = [
+    "ELEMENT",
+    "PADDING_MODES",
+    "Affine",
+    "Geometry",
+    "NotLinear",
+    "add",
+    "add_geometry",
+    "apply",
+    "compose",
+    "compose_geometry",
+    "concat",
+    "cost",
+    "multiply_adds",
+    "regroup",
+    "scale",
+    "select",
+    "select_geometry",
+    "shift",
+]

@@ -1,0 +1,117 @@
+"""What is known of a value: it is this affine map of that earlier value."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from unbranch.affine import Affine, Geometry, add, compose, concat, select
+from unbranch.fold.border import Border
+from unbranch.fold.layout import Layout
+
+
+@dataclass(frozen=True, eq=False)
+class Fact:
+    """``value = map(source)``, its geometry known and its numbers computed on demand.
+
+    ``axis`` is the source's channel axis. ``members`` are the nodes on the way. ``layout`` is set while the elements stand in another
+    arrangement than the map's own output, and ``pending`` then lists the nodes that moved them. ``border`` is set while a border
+    is being written.
+    """
+
+    value: int
+    source: int
+    axis: int
+    geometry: Geometry
+    shape: tuple[int, ...]
+    members: frozenset[int] = frozenset()
+    pending: tuple[int, ...] = ()
+    layout: Layout | None = None
+    border: Border | None = None
+    parts: tuple["Fact", ...] = ()
+    rule: Callable[..., Affine] | None = field(default=None, repr=False)
+
+    @property
+    def key(self) -> tuple[int, int]:
+        """What it is a map of."""
+        return self.source, self.axis
+
+    @property
+    def is_plain(self) -> bool:
+        """The value is the map's output as it stands."""
+        return self.layout is None and self.border is None
+
+    @torch.no_grad()
+    def evaluate(self, device: torch.device, memo: dict[int, Affine] | None = None) -> Affine:
+        """The numbers, in float64."""
+        memo = {} if memo is None else memo
+        known = memo.get(id(self))
+        if known is None:
+            parts = [part.evaluate(device, memo) for part in self.parts]
+            known = self._identity(device) if self.rule is None else self.rule(*parts)
+            memo[id(self)] = known
+        return known
+
+    def _identity(self, device: torch.device) -> Affine:
+        eye = Affine.identity(self.geometry.in_channels, self.geometry.rank)
+        return eye.to(device)
+
+
+def identity_fact(value: int, shape: tuple[int, ...], axis: int) -> Fact:
+    """``value = value``: where every chain begins. A value whose channels come last is a map over channels alone."""
+    rank = len(shape) - 2 if axis == 1 else 0
+    channels = shape[axis]
+    geometry = Geometry(
+        in_channels=channels,
+        out_channels=channels,
+        groups=channels,
+        kernel=(1,) * rank,
+        stride=(1,) * rank,
+        padding=((0, 0),) * rank,
+        dilation=(1,) * rank,
+    )
+    return Fact(value, value, axis, geometry, shape)
+
+
+def unchanged(part: Affine) -> Affine:
+    """The rule of an op that computes nothing."""
+    return part
+
+
+def composing(second: Affine) -> Callable[[Affine], Affine]:
+    """The rule that puts ``second`` behind its part."""
+    return lambda first: compose(first, second)
+
+
+def summing(factors: tuple[float, ...]) -> Callable[..., Affine]:
+    """The rule that adds its parts, each with its factor."""
+
+    def rule(*parts: Affine) -> Affine:
+        return add(*(part if f == 1 else _times(part, f) for part, f in zip(parts, factors, strict=True)))
+
+    return rule
+
+
+def _times(part: Affine, factor: float) -> Affine:
+    bias = None if part.bias is None else part.bias * factor
+    return replace(part, weight=part.weight * factor, bias=bias)
+
+
+def stacking(*parts: Affine) -> Affine:
+    """The rule that stacks its parts' channels."""
+    return concat(*parts)
+
+
+def selecting(channels: tuple[int, ...]) -> Callable[[Affine], Affine]:
+    """The rule that keeps some of its part's channels."""
+    return lambda part: select(part, channels)
+
+
+def padding_with_bias(border: Affine) -> Callable[[Affine], Affine]:
+    """The rule that pads its part with what the part's bias is there."""
+
+    def rule(part: Affine) -> Affine:
+        padded = compose(replace(part, bias=None), border)
+        return replace(padded, bias=part.bias)
+
+    return rule

@@ -1,0 +1,108 @@
+"""The neutral graph: a flat list of ops, read once, whatever front end it came from."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from unbranch.affine import NotLinear
+from unbranch.ops import Concat, Operand, Record, Sum, read
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """One op. ``records`` holds what each output is, None where it is not linear; ``reason`` then says why.
+
+    ``inputs`` are the operands that the records combine, in order; of an opaque op, all that it reads.
+    """
+
+    index: int
+    spelling: str
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    records: tuple[Record | None, ...]
+    reason: str | None = None
+
+
+@dataclass
+class Graph:
+    """Values by number, nodes in the order they run, and the values that something outside the graph reads.
+
+    ``device`` is where its constants live. ``kept`` holds the graph's outputs and whatever a hook or the like looks at.
+    """
+
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    values: list[Operand] = field(default_factory=list)
+    nodes: list[Node] = field(default_factory=list)
+    kept: set[int] = field(default_factory=set)
+    producers: dict[int, Node] = field(default_factory=dict)
+    readers: dict[int, list[int]] = field(default_factory=lambda: defaultdict(list))
+
+    def value(self, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Operand:
+        """A new value."""
+        operand = Operand(tuple(shape), dtype, len(self.values))
+        self.values.append(operand)
+        return operand
+
+    def call(
+        self,
+        spelling: str,
+        args: Sequence[Any],
+        kwargs: dict[str, Any],
+        outputs: Sequence[Operand],
+        reason: str | None = None,
+    ) -> Node:
+        """Append an op whose arguments hold `Operand`s where they depend on the input; ``reason`` makes it opaque."""
+        operands = list(operands_in([args, kwargs]))
+        records: tuple[Record | None, ...] = ()
+        if reason is None:
+            try:
+                records = read(spelling, args, kwargs)
+                _check_dtypes(spelling, operands, outputs)
+            except NotLinear as error:
+                reason = str(error)
+        if reason is not None:
+            records = (None,) * len(outputs)
+        elif not isinstance(records[0], Sum | Concat):
+            operands = operands[:1]
+        node = Node(
+            index=len(self.nodes),
+            spelling=spelling,
+            inputs=tuple(o.index for o in operands),
+            outputs=tuple(o.index for o in outputs),
+            records=records,
+            reason=reason,
+        )
+        self.nodes.append(node)
+        for output in outputs:
+            self.producers[output.index] = node
+        for index in set(node.inputs):
+            self.readers[index].append(node.index)
+        return node
+
+    def record_of(self, value: int) -> Record | None:
+        """What produced a value, where that is linear."""
+        node = self.producers.get(value)
+        return None if node is None else node.records[node.outputs.index(value)]
+
+
+def operands_in(tree: Any) -> Iterator[Operand]:
+    """The operands in nested arguments, in order, repeats included."""
+    if isinstance(tree, Operand):
+        yield tree
+    elif isinstance(tree, list | tuple):
+        for item in tree:
+            yield from operands_in(item)
+    elif isinstance(tree, dict):
+        for item in tree.values():
+            yield from operands_in(item)
+
+
+def _check_dtypes(spelling: str, operands: Sequence[Operand], outputs: Sequence[Operand]) -> None:
+    dtypes = {operand.dtype for operand in operands} | {outputs[0].dtype}
+    if len(dtypes) > 1:
+        raise NotLinear(f"{spelling} changes the dtype: {', '.join(sorted(map(str, dtypes)))}")
+    if not outputs[0].dtype.is_floating_point:
+        raise NotLinear(f"{spelling} of {outputs[0].dtype}")

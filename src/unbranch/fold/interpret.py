@@ -1,0 +1,304 @@
+"""One walk over the graph: for each value, every earlier value of which it is an affine map.
+
+There are no patterns. Chains compose, sums add, concatenations stack, slices select; what cannot is a fresh start, and the reason is
+kept. Only geometry is computed here: the numbers of a map are worked out when a convolution is made of it.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from unbranch.affine import (
+    Affine,
+    Geometry,
+    NotLinear,
+    add_geometry,
+    compose_geometry,
+    select_geometry,
+)
+from unbranch.fold.border import Border, per_channel
+from unbranch.fold.facts import (
+    Fact,
+    composing,
+    identity_fact,
+    padding_with_bias,
+    selecting,
+    stacking,
+    summing,
+    unchanged,
+)
+from unbranch.fold.graph import Graph, Node
+from unbranch.fold.layout import Layout
+from unbranch.ops import Concat, Identity, Map, Pad, Permute, Record, Reshape, Slice, Sum, Take, Write
+
+MOST_SOURCES = 24
+"""How far back a value is followed, in sources; longer linear chains fold piece by piece."""
+
+MOST_TAPS = 4096
+"""Kernels larger than this are not considered."""
+
+
+@dataclass
+class Interpretation:
+    """The facts of each value, nearest source first, and why a node could not join what came before it."""
+
+    graph: Graph
+    facts: dict[int, list[Fact]] = field(default_factory=dict)
+    refusals: dict[int, str] = field(default_factory=dict)
+
+    def of(self, value: int, source: int) -> list[Fact]:
+        """The facts that make ``value`` a map of ``source``."""
+        return [fact for fact in self.facts.get(value, ()) if fact.source == source]
+
+
+def interpret(graph: Graph) -> Interpretation:
+    """The facts of every value in the graph."""
+    result = Interpretation(graph)
+    for node in graph.nodes:
+        for output, record in zip(node.outputs, node.records, strict=False):
+            if record is not None:
+                result.facts[output] = _facts_of(result, node, output, record)
+    return result
+
+
+def _facts_of(known: Interpretation, node: Node, output: int, record: Record) -> list[Fact]:
+    """Every fact that ``record`` gives ``output``."""
+    facts: list[Fact] = []
+    for inputs in _matching_inputs(known, node, record):
+        try:
+            fact = _apply(known.graph, record, inputs, node, output)
+        except NotLinear as error:
+            known.refusals[node.index] = str(error)
+            continue
+        if _taps(fact.geometry) <= MOST_TAPS:
+            facts.append(fact)
+    facts.sort(key=lambda fact: len(fact.members))
+    return facts[:MOST_SOURCES]
+
+
+def _matching_inputs(known: Interpretation, node: Node, record: Record) -> Iterable[list[Fact]]:
+    """For each source that all operands share, their facts; an operand is also a map of itself."""
+    axes = _channel_axes(record, known.graph.values[node.inputs[0]].ndim)
+    tables = []
+    for index in node.inputs:
+        shape = known.graph.values[index].shape
+        own = {(index, axis): identity_fact(index, shape, axis) for axis in axes if len(shape) >= 2}
+        tables.append(own | {fact.key: fact for fact in known.facts.get(index, ())})
+    if len(tables) > 1:
+        for table, index in zip(tables, node.inputs, strict=True):
+            shape = known.graph.values[index].shape
+            keys = {key for other in tables for key in other if key[0] == index}
+            table |= {key: identity_fact(index, shape, key[1]) for key in keys if key not in table}
+    shared = [key for key in tables[0] if all(key in table for table in tables)]
+    return [[table[key] for table in tables] for key in shared]
+
+
+def _channel_axes(record: Record, ndim: int) -> Sequence[int]:
+    """Where a fresh start may take its channels from: axis 1, or the last."""
+    axis = record.axis if isinstance(record, Map) else None
+    last = ndim - 1
+    if ndim < 2:
+        return ()
+    if axis is None:
+        return (1,) if last == 1 else (1, last)
+    axis %= ndim
+    return (axis,) if axis in (1, last) else ()
+
+
+def _taps(geometry: Geometry) -> int:
+    return torch.Size(geometry.kernel).numel()
+
+
+def _apply(graph: Graph, record: Record, inputs: list[Fact], node: Node, output: int) -> Fact:
+    """The fact of ``output`` from its operands' facts."""
+    match record:
+        case Map():
+            fact = _mapped(inputs[0], record, graph.values[node.inputs[0]].ndim)
+        case Identity():
+            fact = (
+                inputs[0]
+                if inputs[0].border is not None
+                else replace(inputs[0], parts=(inputs[0],), rule=unchanged)
+            )
+        case Sum():
+            fact = _summed(inputs, record)
+        case Concat():
+            fact = _joined(inputs, record.axis)
+        case Slice() | Take():
+            fact = _taken(inputs[0], record, graph.values[node.inputs[0]].shape)
+        case Reshape() | Permute():
+            fact = _moved(inputs[0], record, graph.values[node.inputs[0]].shape)
+        case Pad():
+            fact = _padded(graph, inputs[0], record)
+        case Write():
+            fact = _written(graph, inputs[0], record, graph.values[node.inputs[0]].shape)
+        case _:
+            raise TypeError(f"no rule for {type(record).__name__}")
+    members = frozenset((node.index,)).union(*(fact.members for fact in inputs))
+    pending = (
+        (*fact.pending, node.index)
+        if fact.layout is not None and isinstance(record, Reshape | Permute)
+        else fact.pending
+    )
+    shape = graph.values[output].shape
+    return replace(
+        fact, value=output, members=members, shape=shape, pending=() if fact.layout is None else pending
+    )
+
+
+def _plain(fact: Fact, what: str) -> Fact:
+    if fact.border is not None:
+        raise NotLinear(f"{what} of a value whose border is not what the map before it makes of zeros")
+    if fact.layout is not None:
+        raise NotLinear(f"{what} of a value whose elements stand in another arrangement")
+    return fact
+
+
+def _mapped(fact: Fact, record: Map, ndim: int) -> Fact:
+    """Compose, if the op's channel axis is the map's."""
+    if fact.border is not None:
+        raise NotLinear("a border that is not what the map before it makes of zeros")
+    here = fact.axis if fact.layout is None else fact.layout.position_of(fact.axis)
+    wanted = here if record.axis is None else record.axis % ndim
+    if here is None or here != wanted:
+        raise NotLinear(f"its channel axis is {wanted}, the value's is {here}")
+    second = record.affine(fact.geometry.out_channels).lift(fact.geometry.rank)
+    if second.rank != fact.geometry.rank:
+        raise NotLinear(f"{second.geometry} on a value with {fact.geometry.rank} spatial axes")
+    if fact.layout is not None and not (
+        second.geometry.is_pointwise and second.in_channels == second.out_channels
+    ):
+        raise NotLinear(f"{second.geometry} on a value whose elements stand in another arrangement")
+    geometry = compose_geometry(fact.geometry, second.geometry)
+
+    def rule(part: Affine) -> Affine:
+        return composing(second.to(torch.float64).to(part.weight.device))(part)
+
+    return replace(fact, geometry=geometry, parts=(fact,), rule=rule)
+
+
+def _summed(inputs: list[Fact], record: Sum) -> Fact:
+    head = inputs[0]
+    if any(fact.layout != head.layout or fact.border is not None for fact in inputs):
+        raise NotLinear("a sum of values in different arrangements")
+    if head.layout is not None:
+        raise NotLinear("a sum of values whose elements stand in another arrangement")
+    geometry = add_geometry([fact.geometry for fact in inputs])
+    return replace(head, geometry=geometry, parts=tuple(inputs), rule=summing(record.factors))
+
+
+def _joined(inputs: list[Fact], axis: int) -> Fact:
+    for fact in inputs:
+        _plain(fact, "a concatenation")
+    if axis != inputs[0].axis:
+        raise NotLinear(f"a concatenation along axis {axis}, which does not hold the channels")
+    geometry = add_geometry([fact.geometry for fact in inputs], stacked=True)
+    return replace(inputs[0], geometry=geometry, parts=tuple(inputs), rule=stacking)
+
+
+def _taken(fact: Fact, record: Slice | Take, shape: tuple[int, ...]) -> Fact:
+    """Channels are selected; spatial axes are cropped and strided."""
+    if isinstance(record, Slice) and record == Slice(record.axis, 0, None):
+        return replace(fact, parts=(fact,), rule=unchanged)
+    _plain(fact, "a slice")
+    if record.axis == fact.axis:
+        channels = (
+            record.indices if isinstance(record, Take) else tuple(range(shape[record.axis])[_slice(record)])
+        )
+        geometry = select_geometry(fact.geometry, channels)
+        return replace(fact, geometry=geometry, parts=(fact,), rule=selecting(channels))
+    if isinstance(record, Take) or fact.axis != 1 or record.axis < 2:
+        raise NotLinear(f"a choice along axis {record.axis}, which does not hold the channels")
+    crop = _crop(fact.geometry, record)
+
+    def rule(part: Affine) -> Affine:
+        return composing(crop.to(part.weight.device))(part)
+
+    return replace(fact, geometry=compose_geometry(fact.geometry, crop.geometry), parts=(fact,), rule=rule)
+
+
+def _slice(record: Slice) -> slice:
+    return slice(record.start, record.stop, record.step)
+
+
+def _crop(geometry: Geometry, record: Slice) -> Affine:
+    """A spatial slice as an identity with negative padding and a stride."""
+    if record.start < 0 or (record.stop is not None and record.stop >= 0):
+        raise NotLinear(f"a slice [{record.start}:{record.stop}] whose meaning depends on the size")
+    axis = record.axis - 2
+    eye = Affine.identity(geometry.out_channels, geometry.rank)
+    padding, stride = list(eye.padding), list(eye.stride)
+    padding[axis], stride[axis] = (-record.start, record.stop or 0), record.step
+    return replace(eye, padding=tuple(padding), stride=tuple(stride))
+
+
+def _moved(fact: Fact, record: Reshape | Permute, shape: tuple[int, ...]) -> Fact:
+    """Follow the elements; back in their original places, possibly with channels permuted, the value is plain again."""
+    if fact.border is not None:
+        raise NotLinear("a reshape of a value with an unfinished border")
+    layout = Layout.original(shape) if fact.layout is None else fact.layout
+    layout = layout.reshape(record.shape) if isinstance(record, Reshape) else layout.permute(record.axes)
+    if layout.is_original:
+        return replace(fact, layout=None, parts=(fact,), rule=unchanged)
+    order = layout.permutation_of(fact.axis)
+    if order is not None:
+        geometry = select_geometry(fact.geometry, order)
+        return replace(fact, geometry=geometry, layout=None, parts=(fact,), rule=selecting(order))
+    return replace(fact, layout=layout, parts=(fact,), rule=unchanged)
+
+
+def _padded(graph: Graph, fact: Fact, record: Pad) -> Fact:
+    """A zero pad composes where it may; any other begins a border."""
+    _plain(fact, "a pad")
+    if fact.axis != 1 or any(side for pair in record.pads[:2] for side in pair):
+        raise NotLinear(f"padding {record.pads} of an axis that is not spatial")
+    pads = record.pads[2:]
+    eye = replace(Affine.identity(fact.geometry.out_channels, fact.geometry.rank), padding=pads)
+    cropped = all(side <= 0 for pair in pads for side in pair)
+    if cropped or (record.value == 0 and not fact.geometry.biased):
+
+        def rule(part: Affine) -> Affine:
+            return composing(eye.to(part.weight.device))(part)
+
+        return replace(fact, geometry=compose_geometry(fact.geometry, eye.geometry), parts=(fact,), rule=rule)
+    if any(side < 0 for pair in pads for side in pair):
+        raise NotLinear(f"padding {pads}, which crops and fills")
+    value = torch.full((fact.geometry.out_channels,), record.value, dtype=torch.float64)
+    return _closed(
+        graph, replace(fact, border=Border.filled(pads, value), parts=(fact,), rule=unchanged), fact
+    )
+
+
+def _written(graph: Graph, fact: Fact, record: Write, shape: tuple[int, ...]) -> Fact:
+    """One more slab of a border."""
+    if fact.border is None:
+        raise NotLinear("a write into a value that has no border")
+    if record.axis < 2:
+        raise NotLinear(f"a write along axis {record.axis}, which is not spatial")
+    value = per_channel(record.value, shape, fact.axis)
+    border = fact.border.write(record.axis - 2, record.start, record.stop, shape[record.axis], value)
+    inner = fact.parts[0]
+    return _closed(graph, replace(fact, border=border), inner)
+
+
+def _closed(graph: Graph, fact: Fact, inner: Fact) -> Fact:
+    """The border as padding, once every cell of it holds what the inner map makes of zeros."""
+    assert fact.border is not None
+    if not inner.geometry.is_single_tap:
+        raise NotLinear(
+            f"a constant border {fact.border.pads} around {inner.geometry}, whose own padding is not constant"
+        )
+    bias = inner.evaluate(graph.device).bias
+    if bias is None:
+        bias = torch.zeros(inner.geometry.out_channels, dtype=torch.float64, device=graph.device)
+    if not fact.border.holds(bias):
+        return fact
+    eye = replace(Affine.identity(inner.geometry.out_channels, inner.geometry.rank), padding=fact.border.pads)
+    unbiased = compose_geometry(replace(inner.geometry, biased=False), eye.geometry)
+
+    def rule(part: Affine) -> Affine:
+        return padding_with_bias(eye.to(part.weight.device))(part)
+
+    geometry = replace(unbiased, biased=inner.geometry.biased)
+    return replace(fact, geometry=geometry, border=None, parts=(inner,), rule=rule)

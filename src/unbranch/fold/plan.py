@@ -1,0 +1,210 @@
+"""Which values become convolutions: never more work than before.
+
+A *region* is the set of nodes between a source and a value that is an affine map of it. It may be replaced by one convolution only
+where nothing outside reads its inside, or work would be done twice; whether it pays is decided by comparing it with every other
+way to cut it: left alone, split at a value that every path crosses, or each operand on its own.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import Protocol
+
+from unbranch.affine import ELEMENT, cost
+from unbranch.fold.facts import Fact
+from unbranch.fold.graph import Graph, Node
+from unbranch.fold.interpret import Interpretation
+from unbranch.ops import Identity, Map, Permute, Reshape, Slice, Write
+
+
+class Costs(Protocol):
+    """What the planner compares. Both are in the same unit, whatever it is."""
+
+    def node(self, node: Node) -> float:
+        """The price of a node as it stands."""
+        ...
+
+    def region(self, fact: Fact) -> float:
+        """The price of one convolution in place of a region."""
+        ...
+
+
+@dataclass
+class WorkCosts:
+    """The default: multiply-adds + kappa * elements moved, from the shapes alone.
+
+    ``extra`` adds what a front end must put beside the convolution, such as a padding that its layer cannot do itself.
+    """
+
+    graph: Graph
+    extra: Callable[[Fact], float] = lambda fact: 0.0
+    known: dict[int, float] = field(default_factory=dict)
+
+    def node(self, node: Node) -> float:
+        """Views are free; an op that moves elements costs that; a map costs what `cost` says."""
+        if node.index not in self.known:
+            self.known[node.index] = self._node(node)
+        return self.known[node.index]
+
+    def _node(self, node: Node) -> float:
+        record = node.records[0]
+        if isinstance(record, Reshape | Permute | Identity | Slice | Write):
+            return 0.0
+        read = sum(prod(self.graph.values[i].shape) for i in node.inputs)
+        written = prod(self.graph.values[node.outputs[0]].shape)
+        if isinstance(record, Map):
+            shape = self.graph.values[node.inputs[0]].shape
+            axis = 1 if record.axis is None else record.axis
+            geometry = record.affine(shape[axis]).geometry
+            return cost(geometry, (written // max(geometry.out_channels, 1),))
+        return ELEMENT * (read + written)
+
+    def region(self, fact: Fact) -> float:
+        """One convolution from the source to the value."""
+        written = prod(fact.shape)
+        return cost(fact.geometry, (written // max(fact.geometry.out_channels, 1),)) + self.extra(fact)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One way to compute a value: its price, how many ops that do anything, and the regions that become convolutions."""
+
+    work: float
+    ops: int
+    regions: tuple[Fact, ...] = ()
+
+    @property
+    def rank(self) -> tuple[float, int]:
+        """What is compared: cheaper first, then fewer ops."""
+        return self.work, self.ops
+
+    def __add__(self, other: "Choice") -> "Choice":
+        return Choice(self.work + other.work, self.ops + other.ops, self.regions + other.regions)
+
+
+@dataclass
+class Plan:
+    """The regions to replace, last first, and what was left alone: (fact, why)."""
+
+    regions: list[Fact] = field(default_factory=list)
+    left: list[tuple[Fact, str]] = field(default_factory=list)
+
+
+def plan(known: Interpretation, costs: Costs, check: Callable[[Sequence[Fact]], dict[int, str]]) -> Plan:
+    """Choose the regions.
+
+    ``check`` is shown what was chosen and returns why some of it, by ``id``, cannot be placed or must not be; then the rest is
+    planned again without those, so that a region gives up what stands in the way rather than being lost whole.
+    """
+    barred: dict[int, str] = {}
+    while True:
+        chosen = _Planner(known, costs, barred).run()
+        refused = check(chosen.regions)
+        if not refused:
+            return chosen
+        barred |= refused
+
+
+class _Planner:
+    def __init__(self, known: Interpretation, costs: Costs, barred: dict[int, str]) -> None:
+        self.known, self.graph, self.costs, self.barred = known, known.graph, costs, barred
+        self.choices: dict[int, Choice] = {}
+        self.refused: dict[int, tuple[Fact, str]] = {}
+
+    def run(self) -> Plan:
+        """Settle the nodes from the last to the first."""
+        settled: set[int] = set()
+        result = Plan()
+        for node in reversed(self.graph.nodes):
+            if node.index in settled:
+                continue
+            for output in node.outputs:
+                fact = self._widest(output, settled)
+                if fact is None:
+                    continue
+                settled |= fact.members
+                result.regions.extend(self._best(fact).regions)
+        placed = {id(fact) for fact in result.regions}
+        covered = frozenset().union(*(fact.members for fact in result.regions))
+        left = [
+            (f, why) for f, why in self.refused.values() if id(f) not in placed and not f.members <= covered
+        ]
+        result.left = _maximal(left)
+        return result
+
+    def _widest(self, value: int, settled: set[int]) -> Fact | None:
+        """The closed region of most nodes that ends in ``value``."""
+        facts = [f for f in self.known.facts.get(value, ()) if f.border is None and not f.members & settled]
+        for fact in reversed(facts):
+            if len(fact.members) > 1 and self._closed(fact):
+                return fact
+        return None
+
+    def _closed(self, fact: Fact) -> bool:
+        """Nothing outside the region reads its inside."""
+        for index in fact.members:
+            for output in self.graph.nodes[index].outputs:
+                if output == fact.value:
+                    continue
+                if output in self.graph.kept or not fact.members.issuperset(
+                    self.graph.readers.get(output, ())
+                ):
+                    return False
+        return True
+
+    def _best(self, fact: Fact) -> Choice:
+        """The cheapest way to compute the fact's value from its source; the fewest ops among equals."""
+        if id(fact) not in self.choices:
+            options = [self._original(fact), *self._splits(fact), *self._pieces(fact)]
+            best = min(options, key=lambda choice: choice.rank)
+            direct = self._direct(fact, best)
+            self.choices[id(fact)] = best if direct is None else direct
+        return self.choices[id(fact)]
+
+    def _original(self, fact: Fact) -> Choice:
+        work = [self.costs.node(self.graph.nodes[i]) for i in fact.members]
+        return Choice(sum(work), sum(w > 0 for w in work))
+
+    def _direct(self, fact: Fact, best: Choice) -> Choice | None:
+        """One convolution, where that is allowed and pays."""
+        if best.work == 0 or len(fact.members) < 2 or fact.border is not None or not self._closed(fact):
+            return None
+        choice = Choice(self.costs.region(fact), 1, (fact,))
+        if choice.rank >= best.rank:
+            if best.work < choice.work and not best.regions:
+                more = f"{100 * (choice.work / max(best.work, 1.0) - 1):.0f} % more work"
+                self.refused[id(fact)] = fact, f"exact as one {fact.geometry}, but that is {more}"
+            return None
+        if id(fact) in self.barred:
+            self.refused[id(fact)] = fact, self.barred[id(fact)]
+            return None
+        return choice
+
+    def _splits(self, fact: Fact) -> list[Choice]:
+        """The ways to go by a value that every path crosses."""
+        options = []
+        for upper in self.known.facts[fact.value]:
+            if upper.source == fact.source or not upper.members < fact.members:
+                continue
+            for lower in self.known.facts.get(upper.source, ()):
+                if lower.key == fact.key and lower.members == fact.members - upper.members:
+                    options.append(self._best(upper) + self._best(lower))
+        return options
+
+    def _pieces(self, fact: Fact) -> list[Choice]:
+        """The op at the end as it is, each of its operands on its own."""
+        last = self.graph.producers[fact.value]
+        parts = [part for part in fact.parts if part.members]
+        if not parts or sum(len(part.members) for part in parts) != len(fact.members) - 1:
+            return []
+        work = self.costs.node(last)
+        choice = Choice(work, int(work > 0))
+        for part in parts:
+            if part.value in self.known.facts:
+                choice = choice + self._best(part)
+        return [choice]
+
+
+def _maximal(left: list[tuple[Fact, str]]) -> list[tuple[Fact, str]]:
+    """Without the regions that lie within another."""
+    return [(fact, why) for fact, why in left if not any(fact.members < other.members for other, _ in left)]

@@ -1,0 +1,25 @@
+"""Modules, folded where they stand: record one run, witness that it holds for other inputs, place convolutions."""
+
+from unbranch.frontends.modules.folding import (
+    Where,
+    explain_modules,
+    reparameterize_copy,
+    reparameterize_in_place,
+    to_convolution,
+    unwrap,
+)
+from unbranch.frontends.modules.inputs import ExampleInputs, arguments
+from unbranch.frontends.modules.recorder import Recording, record
+
+__all__ = [
+    "ExampleInputs",
+    "Recording",
+    "Where",
+    "arguments",
+    "explain_modules",
+    "record",
+    "reparameterize_copy",
+    "reparameterize_in_place",
+    "to_convolution",
+    "unwrap",
+]

@@ -1,0 +1,346 @@
+"""Fold a module: record it, plan on the recording, place what the plan chose."""
+
+import copy
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from math import prod
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from unbranch.affine import ELEMENT, NotLinear, multiply_adds
+from unbranch.fold.facts import Fact
+from unbranch.fold.interpret import interpret
+from unbranch.fold.plan import Plan, WorkCosts, plan
+from unbranch.fold.report import Folded, Refused, Report, Totals
+from unbranch.frontends.modules.emit import emit, native_padding
+from unbranch.frontends.modules.frames import common_frame
+from unbranch.frontends.modules.inputs import ExampleInputs, arguments, guesses
+from unbranch.frontends.modules.recorder import Recording, record
+from unbranch.frontends.modules.rewriting import TRACING_ERRORS, Rewriter
+from unbranch.frontends.modules.sites import Finder, Signature, Site
+from unbranch.frontends.modules.writing import write
+from unbranch.ops import Identity, Map, Permute, Reshape
+
+Where: TypeAlias = str | Callable[[str, nn.Module], bool] | None
+
+WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+
+
+def unwrap(model: nn.Module) -> tuple[nn.Module, str | None]:
+    """The model inside a parallel or compiled wrapper, and the wrapper's name."""
+    names = []
+    while True:
+        if isinstance(model, WRAPPERS):
+            names.append(type(model).__name__)
+            model = model.module
+        elif isinstance(model, torch._dynamo.OptimizedModule):
+            names.append("torch.compile")
+            model = model._orig_mod
+        else:
+            return model, ", ".join(names) or None
+
+
+def check_foldable(model: nn.Module) -> None:
+    """Refuse what no fold is right for.
+
+    Raises:
+        ValueError: training mode, or autocast is on.
+    """
+    for path, module in model.named_modules():
+        if module.training:
+            where = f"{path} ({type(module).__name__})" if path else f"the model ({type(module).__name__})"
+            raise ValueError(
+                f"{where} is in training mode, where norms use the batch's statistics: call model.eval() first"
+            )
+    for device in ("cpu", "cuda"):
+        if torch.is_autocast_enabled(device):
+            raise ValueError(
+                f"autocast is on for {device}, so the recorded dtypes would not be the model's: fold outside of it"
+            )
+
+
+@dataclass(eq=False)
+class Folding:
+    """One recording with its plan, ready to be reported or applied."""
+
+    model: nn.Module
+    recording: Recording
+    rewriter: Rewriter
+    sites: list[Site]
+    plan: Plan
+    notes: tuple[str, ...]
+
+    def report(self, applied: bool) -> Report:
+        """What folds and what does not."""
+        before = _totals(self.model, self.recording)
+        folded, after = [], before
+        for site in self.sites:
+            removed, added = _site_totals(site, self.recording)
+            after = after + Totals(
+                added.ops - removed.ops,
+                added.multiply_adds - removed.multiply_adds,
+                added.parameters - removed.parameters,
+            )
+            last = site.frame if site.how != "chain" else site.steps[-1].frame
+            folded.append(Folded(site.place, str(site.fact.geometry), site.how, removed, added, last.path))
+        refused = [Refused(self._place(fact), why) for fact, why in self.plan.left]
+        refused += [
+            Refused(path or "(root)", f"{', '.join(why)}: not trusted")
+            for path, why in self._doubts().items()
+        ]
+        folded.reverse()
+        return Report(before, after, tuple(folded), tuple(dict.fromkeys(refused)), self.notes, applied)
+
+    def apply(self) -> nn.Module:
+        """Write the convolutions in."""
+        return write(self.model, self.sites, self.recording, self.rewriter)
+
+    @property
+    def replaces_root(self) -> bool:
+        """The root module would be another one."""
+        return any(site.frame is self.recording.root and site.how != "chain" for site in self.sites)
+
+    def _place(self, fact: Fact) -> str:
+        frames = [self.recording.frames[node] for node in fact.members]
+        return common_frame(frames).path or "(root)"
+
+    def _doubts(self) -> dict[str, list[str]]:
+        """Module calls that were not witnessed and that run a linear op of their own."""
+        found: dict[str, list[str]] = {}
+        for calls in self.recording.calls.values():
+            for frame in calls:
+                nodes = [self.recording.graph.nodes[e] for e in frame.events if isinstance(e, int)]
+                if frame.doubts and any(isinstance(node.records[0], Map) for node in nodes):
+                    found[frame.path] = frame.doubts
+        return found
+
+
+def prepare(
+    model: nn.Module,
+    example_inputs: ExampleInputs,
+    where: Where = None,
+    cost: str = "work",
+    trust: str = "witnessed",
+    notes: Sequence[str] = (),
+) -> Folding:
+    """Record and plan; nothing is changed.
+
+    Raises:
+        ValueError: the model is in training mode, an option is none of those known, or no example input fits.
+    """
+    if cost != "work":
+        raise ValueError(f"cost={cost!r} is not known for modules: 'work'")
+    if trust not in ("witnessed", "observed"):
+        raise ValueError(f"trust={trust!r} is neither 'witnessed' nor 'observed'")
+    check_foldable(model)
+    args, kwargs, recording = _record(model, example_inputs)
+    rewriter = Rewriter(model, args, kwargs, recording)
+    finder = Finder(recording, trusting=trust == "observed")
+
+    def check(facts: Sequence[Fact]) -> dict[int, str]:
+        """Why some of the chosen regions cannot be placed."""
+        sites, refused = [], {}
+        for fact in facts:
+            try:
+                site = finder.find(fact)
+                if not _selected(where, site):
+                    raise NotLinear("not selected by where")
+                sites.append(site)
+            except NotLinear as error:
+                refused[id(fact)] = str(error)
+        for site in rewriter.refused(sites):
+            refused[id(site[0].fact)] = site[1]
+        if not refused:
+            uneven = "a module is called more than once, and not every call folds alike"
+            refused = {id(site.fact): uneven for site in _uneven(sites, recording)}
+        return refused
+
+    chosen = plan(interpret(recording.graph), WorkCosts(recording.graph, _padding_cost), check)
+    sites = [finder.find(fact) for fact in chosen.regions]
+    return Folding(model, recording, rewriter, sites, chosen, tuple(notes))
+
+
+def _record(
+    model: nn.Module, example_inputs: ExampleInputs
+) -> tuple[tuple[Any, ...], dict[str, Any], Recording]:
+    if example_inputs is not None:
+        args, kwargs = arguments(example_inputs)
+        return args, kwargs, record(model, args, kwargs)
+    tried = []
+    for guess in guesses(model):
+        try:
+            return (guess,), {}, record(model, (guess,))
+        except TRACING_ERRORS as error:
+            tried.append(
+                f"{tuple(guess.shape)}: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+            )
+    raise ValueError(
+        f"no input that {type(model).__name__} accepts could be guessed ({'; '.join(tried)}): pass example_inputs"
+    )
+
+
+def _padding_cost(fact: Fact) -> float:
+    """What padding beside the convolution moves, where torch's layer cannot pad so itself."""
+    g = fact.geometry
+    if g.transposed or not g.rank:
+        return 0.0
+    zeros = g.mode == "zeros" or not g.is_padded
+    if zeros and native_padding(g) is not None:
+        return 0.0
+    return 2 * ELEMENT * prod(fact.shape) / max(g.out_channels, 1) * g.in_channels * prod(g.stride)
+
+
+def _selected(where: Where, site: Site) -> bool:
+    """``where`` names the site's module, one of its members, or a module around it."""
+    if where is None:
+        return True
+    frames = {id(f): f for step in site.steps for f in step.frame.ancestors()}
+    if callable(where):
+        return any(where(frame.path, frame.module) for frame in frames.values())
+    return any(fnmatchcase(frame.path, where) for frame in frames.values())
+
+
+def _uneven(sites: Sequence[Site], recording: Recording) -> list[Site]:
+    """The sites whose modules are called more often than they fold, or fold in two ways."""
+    counts = Counter(site.signature for site in sites)
+    users: dict[int, set[Signature]] = {}
+    for site in sites:
+        for step in site.steps:
+            users.setdefault(id(step.frame.module), set()).add(site.signature)
+    return [
+        site
+        for site in sites
+        if any(
+            counts[site.signature] != len(recording.calls[id(step.frame.module)])
+            or (site.how != "graph" and len(users[id(step.frame.module)]) > 1)
+            for step in site.steps
+        )
+    ]
+
+
+def _totals(model: nn.Module, recording: Recording) -> Totals:
+    graph = recording.graph
+    ops = sum(not isinstance(node.records[0], Identity) for node in graph.nodes)
+    macs = sum(_multiply_adds(recording, node.index) for node in graph.nodes)
+    return Totals(ops, macs, sum(p.numel() for p in model.parameters()))
+
+
+def _multiply_adds(recording: Recording, index: int) -> float:
+    node = recording.graph.nodes[index]
+    record = node.records[0]
+    if not isinstance(record, Map):
+        return 0.0
+    axis = 1 if record.axis is None else record.axis
+    geometry = record.affine(recording.graph.values[node.inputs[0]].shape[axis]).geometry
+    positions = prod(recording.graph.values[node.outputs[0]].shape) // max(1, geometry.out_channels)
+    return multiply_adds(geometry, (positions,))
+
+
+def _site_totals(site: Site, recording: Recording) -> tuple[Totals, Totals]:
+    """Of the region as it stands, and of the convolution that takes its place."""
+    nodes = [recording.graph.nodes[i] for i in site.fact.members]
+    kept = (Identity,) if site.how != "chain" else (Identity, Reshape, Permute)
+    ops = sum(not isinstance(node.records[0], kept) for node in nodes)
+    macs = sum(_multiply_adds(recording, node.index) for node in nodes)
+    owned = {
+        id(p): p.numel()
+        for node in nodes
+        for p in recording.frames[node.index].module._parameters.values()
+        if p is not None
+    }
+    g = site.fact.geometry
+    weights = g.out_channels * (g.in_channels // g.groups) * prod(g.kernel) + g.out_channels * g.biased
+    positions = prod(site.fact.shape) // max(1, g.out_channels)
+    return Totals(ops, macs, sum(owned.values())), Totals(1, multiply_adds(g, (positions,)), weights)
+
+
+def to_convolution(module: nn.Module, example: Tensor) -> nn.Module:
+    """The one convolution that equals a module which is affine as a whole, whatever it costs.
+
+    ``module(x) = W * x + b``; shapes as the module's. The parameters do not require gradients; dtype, device and memory format are
+    the module's. Where torch's layer cannot pad as needed, a pad and the convolution in an ``nn.Sequential``.
+
+    Raises:
+        NotLinear: it is not exactly one convolution; the message says why.
+        ValueError: it is in training mode.
+
+    Example:
+        >>> block = nn.Sequential(nn.Conv2d(4, 8, 3, bias=False), nn.BatchNorm2d(8)).eval()
+        >>> to_convolution(block, torch.zeros(1, 4, 9, 9))(torch.zeros(2, 4, 5, 7)).shape
+        torch.Size([2, 8, 3, 5])
+    """
+    check_foldable(module)
+    recording = record(module, (example,))
+    root, graph = recording.root, recording.graph
+    known = interpret(graph)
+    doubts = [
+        f"{f.path or 'it'}: {', '.join(f.doubts)}"
+        for calls in recording.calls.values()
+        for f in calls
+        if f.doubts
+    ]
+    if doubts:
+        raise NotLinear("; ".join(doubts))
+    facts = (
+        [f for f in known.of(root.outputs[0], root.inputs[0]) if f.is_plain and f.axis == 1]
+        if root.outputs
+        else []
+    )
+    if not facts:
+        raise NotLinear(_why_not(known.refusals, recording))
+    weights = [p for p in module.parameters() if p.ndim > 2]
+    like = max(weights, key=lambda weight: weight.numel(), default=None)
+    affine = facts[0].evaluate(graph.device)
+    return emit(affine, graph.values[root.outputs[0]].dtype, like, linear=facts[0].geometry.rank == 0)
+
+
+def _why_not(refusals: dict[int, str], recording: Recording) -> str:
+    """The first reason that kept a module from being affine as a whole."""
+    name = type(recording.root.module).__name__
+    for node in recording.graph.nodes:
+        reason = node.reason or refusals.get(node.index)
+        if reason is not None:
+            where = recording.frames[node.index].path
+            return f"{name} is not one convolution: {where + ': ' if where else ''}{reason}"
+    return f"{name} is not one convolution of its input"
+
+
+def reparameterize_copy(
+    model: nn.Module, example_inputs: ExampleInputs, **options: Any
+) -> tuple[nn.Module, Report]:
+    """A folded copy and its report."""
+    inner, wrapper = unwrap(model)
+    check_foldable(inner)
+    notes = [f"unwrapped from {wrapper}"] if wrapper else []
+    folding = prepare(copy.deepcopy(inner), example_inputs, notes=notes, **options)
+    report = folding.report(applied=True)
+    return folding.apply(), report
+
+
+def reparameterize_in_place(model: nn.Module, example_inputs: ExampleInputs, **options: Any) -> Report:
+    """Fold where the module stands.
+
+    Raises:
+        ValueError: the root itself would be replaced, and nobody could be told.
+    """
+    inner, _ = unwrap(model)
+    folding = prepare(inner, example_inputs, **options)
+    if folding.replaces_root:
+        raise ValueError(
+            f"{type(inner).__name__} sums its branches in the root module itself, which cannot be replaced in place: "
+            "use model = reparameterize(model)"
+        )
+    report = folding.report(applied=True)
+    folding.apply()
+    return report
+
+
+def explain_modules(model: nn.Module, example_inputs: ExampleInputs, **options: Any) -> Report:
+    """What would fold; nothing is changed."""
+    inner, wrapper = unwrap(model)
+    notes = [f"unwrapped from {wrapper}"] if wrapper else []
+    return prepare(inner, example_inputs, notes=notes, **options).report(applied=False)

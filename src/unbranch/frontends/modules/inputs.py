@@ -1,0 +1,47 @@
+"""Example inputs: the user's, or a guess from what the model says of itself."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+ExampleInputs: TypeAlias = Tensor | Sequence[Any] | Mapping[str, Any] | None
+
+_CONVOLUTIONS: dict[type[nn.Module], tuple[int, ...]] = {
+    nn.Conv1d: (256,),
+    nn.Conv2d: (224, 224),
+    nn.Conv3d: (16, 64, 64),
+}
+
+
+def arguments(example_inputs: ExampleInputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments: a tensor is one argument, a sequence several, a mapping is by name."""
+    if isinstance(example_inputs, Tensor):
+        return (example_inputs,), {}
+    if isinstance(example_inputs, Mapping):
+        return (), dict(example_inputs)
+    return tuple(example_inputs or ()), {}
+
+
+def guesses(model: nn.Module) -> Iterator[Tensor]:
+    """Inputs that may fit, likeliest first: the size that timm's configuration names, then the first layer's channels."""
+    like = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
+    options = {"dtype": like.dtype, "device": like.device}
+    for attribute in ("pretrained_cfg", "default_cfg"):
+        configuration = vars(model).get(attribute)
+        if isinstance(configuration, Mapping) and configuration.get("input_size"):
+            yield _pattern((1, *configuration["input_size"]), options)
+    for module in model.modules():
+        for kind, size in _CONVOLUTIONS.items():
+            if isinstance(module, kind):
+                yield _pattern((1, module.in_channels, *size), options)
+                return
+        if isinstance(module, nn.Linear):
+            yield _pattern((2, module.in_features), options)
+            return
+
+
+def _pattern(shape: tuple[int, ...], options: dict[str, Any]) -> Tensor:
+    count = torch.Size(shape).numel()
+    return torch.linspace(-1, 1, count, dtype=torch.float32).reshape(shape).to(**options)

@@ -1,0 +1,378 @@
+"""Record a model: one run on example inputs becomes a flat graph of ATen ops, each tagged with the module call it ran in."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from unbranch.fold.graph import Graph, Node
+from unbranch.frontends.modules.frames import Frame
+from unbranch.frontends.modules.numbers import Size, Sized, mentions_size, plain
+from unbranch.ops import Identity, Operand, Permute, Reshape
+
+READ_BACK = {
+    Tensor.item,
+    Tensor.tolist,
+    Tensor.numpy,
+    Tensor.__array__,
+    Tensor.__bool__,
+    Tensor.__int__,
+    Tensor.__float__,
+    Tensor.__index__,
+    Tensor.__contains__,
+    torch.equal,
+    torch.allclose,
+    torch.is_nonzero,
+}
+"""What brings a value's numbers into Python, where anything may be done with them."""
+
+SIZES = {
+    Tensor.shape.__get__,  # pyright: ignore[reportAttributeAccessIssue]
+    Tensor.size,
+    Tensor.numel,
+    Tensor.nelement,
+    torch.numel,
+    Tensor.__len__,
+    Tensor.stride,
+}
+"""What asks a value for its size."""
+
+FILLS = {"aten.copy_.default", "aten.fill_.Scalar", "aten.fill_.Tensor", "aten.zero_.default"}
+"""What overwrites a view whole."""
+
+ViewKey = tuple[int, tuple[int, ...], tuple[int, ...], torch.dtype]
+
+
+@dataclass
+class Recording:
+    """The graph of one run, its root call, the call each node ran in, each module's calls, and which nodes read a parameter."""
+
+    graph: Graph
+    root: Frame
+    frames: list[Frame] = field(default_factory=list)
+    calls: dict[int, list[Frame]] = field(default_factory=lambda: defaultdict(list))
+    reads: dict[int, set[Frame | None]] = field(default_factory=lambda: defaultdict(set))
+
+
+def record(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any] | None = None) -> Recording:
+    """Run ``model`` once, in inference mode, and write down what it did. Attributes that the run sets are put back."""
+    recorder = Recorder(model)
+    with attributes_kept(model, recorder.keep):
+        recorder.keep(recorder.run(args, kwargs or {}))
+    return recorder.recording
+
+
+@contextmanager
+def attributes_kept(model: nn.Module, keep: Callable[[Any], None] = lambda stored: None) -> Iterator[None]:
+    """Undo what a forward stores on its modules; a value that it stores there is one that somebody reads."""
+    before = [(module, dict(module.__dict__), dict(module._buffers)) for module in model.modules()]
+    try:
+        yield
+        for module, attributes, _ in before:
+            keep([value for key, value in module.__dict__.items() if attributes.get(key) is not value])
+    finally:
+        for module, attributes, buffers in before:
+            module.__dict__.clear()
+            module.__dict__.update(attributes)
+            module._buffers.clear()
+            module._buffers.update(buffers)
+
+
+class _Dispatch(TorchDispatchMode):
+    """Shows the recorder every ATen op."""
+
+    def __init__(self, recorder: "Recorder") -> None:
+        super().__init__()
+        self.recorder = recorder
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return self.recorder.dispatched(func, args, kwargs or {})
+
+
+class _Functions(TorchFunctionMode):
+    """Shows the recorder every call of torch that Python makes."""
+
+    def __init__(self, recorder: "Recorder") -> None:
+        super().__init__()
+        self.recorder = recorder
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self.recorder.busy:
+            return func(*args, **(kwargs or {}))
+        return self.recorder.called(func, args, kwargs or {})
+
+
+class Recorder:
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.paths: dict[int, str] = {}
+        for path, module in model.named_modules():
+            self.paths.setdefault(id(module), path)
+        tensors = [*model.parameters(), *model.buffers()]
+        device = tensors[0].device if tensors else torch.device("cpu")
+        graph = Graph(torch.device("cpu") if device.type == "mps" else device)
+        self.recording = Recording(graph, Frame(model, "", None))
+        self.stack: list[Frame] = []
+        self.by_size = 0
+        self.busy = False
+        self.slices: dict[int, tuple[int, int, int | None]] = {}
+        self.memory: dict[StorageWeakRef, dict[ViewKey, int]] = defaultdict(dict)
+        self.owned = {id(tensor) for tensor in tensors}
+
+    def run(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        graph = self.recording.graph
+        for tensor in tensors_of((args, kwargs)):
+            self._name(tensor, graph.value(tensor.shape, tensor.dtype))
+        with ExitStack() as stack:
+            stack.callback(register_module_forward_pre_hook(self._enter).remove)
+            stack.callback(register_module_forward_hook(self._leave, always_call=True).remove)
+            stack.enter_context(torch.inference_mode())
+            stack.enter_context(_Dispatch(self))
+            stack.enter_context(_Functions(self))
+            return self.model(*args, **kwargs)
+
+    def keep(self, tree: Any) -> None:
+        """The values in ``tree`` are read from outside."""
+        self.recording.graph.kept.update(self.values_in(tree))
+
+    def values_in(self, tree: Any) -> tuple[int, ...]:
+        values = (self.value_of(tensor) for tensor in tensors_of(tree))
+        return tuple(value for value in values if value is not None)
+
+    # Calls
+
+    @contextmanager
+    def unseen(self) -> Iterator[None]:
+        """The recorder's own look at a tensor is no part of the model."""
+        before, self.busy = self.busy, True
+        try:
+            yield
+        finally:
+            self.busy = before
+
+    def _enter(self, module: nn.Module, args: Any) -> None:
+        with self.unseen():
+            self._entered(module, args)
+
+    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        frame = self.stack.pop()
+        frame.last = len(self.recording.graph.nodes)
+        with self.unseen():
+            frame.outputs = self.values_in(output)
+        frame.simple = frame.simple and isinstance(output, Tensor)
+
+    def _entered(self, module: nn.Module, args: Any) -> None:
+        parent = self.stack[-1] if self.stack else None
+        frame = Frame(module, self.paths.get(id(module), type(module).__name__), parent)
+        if parent is None:
+            self.recording.root = frame
+        else:
+            parent.events.append(frame)
+        if id(module) not in self.paths:
+            frame.doubts.append("it is a module made during the call")
+        if isinstance(module, torch.jit.ScriptModule):
+            frame.doubts.append("it is scripted, so its branches cannot be seen")
+        frame.first = frame.last = len(self.recording.graph.nodes)
+        frame.inputs = self.values_in(args)
+        frame.simple = len(args) == 1 and isinstance(args[0], Tensor)
+        self.recording.calls[id(module)].append(frame)
+        self.stack.append(frame)
+
+    def doubt(self, why: str) -> None:
+        """The call that runs now may do something else for another input."""
+        if self.stack and why not in self.stack[-1].doubts and not self.stack[-1].is_torch:
+            self.stack[-1].doubts.append(why)
+
+    def called(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        """Run one torch function; sizes go in as plain numbers and come out as `Sized`."""
+        sized = mentions_size((args, kwargs))
+        if sized:
+            args, kwargs = plain(args), plain(kwargs)
+        self.by_size += sized
+        try:
+            result = func(*args, **kwargs)
+        finally:
+            self.by_size -= sized
+        if func in READ_BACK and self.values_in(args):
+            self.doubt("it reads a value back into Python")
+        if func in SIZES and not (self.stack and self.stack[-1].is_torch) and self.values_in(args[0]):
+            return self._sized(result)
+        return result
+
+    def _sized(self, result: Any) -> Any:
+        if isinstance(result, tuple):
+            return Size(Sized(n, self.doubt) for n in result)
+        return Sized(result, self.doubt)
+
+    # Ops
+
+    def dispatched(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        """Run one ATen op and append it to the graph if it depends on the input."""
+        traced = _replaced((args, kwargs), self._operand)
+        reading = [tensor for tensor in tensors_of((args, kwargs)) if id(tensor) in self.owned]
+        for tensor in reading:
+            self.recording.reads[id(tensor)].add(self.stack[-1] if self.stack else None)
+        targets = _written(func, args, kwargs)
+        result = func(*args, **kwargs)
+        outputs = list(tensors_of(result))
+        if not outputs or not (self.by_size or any(isinstance(leaf, Operand) for leaf in _leaves(traced))):
+            return result
+        graph = self.recording.graph
+        values = [graph.value(tensor.shape, tensor.dtype) for tensor in outputs]
+        node = self._append(str(func), traced, values)
+        if node.spelling in ("aten.slice.Tensor", "aten.select.int"):
+            self.slices[node.index] = _bounds(node.spelling, args)
+        for tensor in targets:
+            self._overwritten(node, tensor, args, values[0])
+        for tensor, value in zip(outputs, values, strict=True):
+            self._name(tensor, value)
+        return result
+
+    def _append(self, spelling: str, traced: Any, values: list[Operand], reason: str | None = None) -> Node:
+        graph = self.recording.graph
+        if self.by_size and not _arranges(spelling, traced):
+            reason = reason or "an argument is computed from the input's size"
+        node = graph.call(spelling, traced[0], traced[1], values, reason)
+        frame = self.stack[-1] if self.stack else self.recording.root
+        self.recording.frames.append(frame)
+        frame.events.append(node.index)
+        return node
+
+    def _operand(self, tensor: Tensor) -> Any:
+        value = self.value_of(tensor)
+        return tensor if value is None else self.recording.graph.values[value]
+
+    # Memory: a value is known by the view of memory that holds it
+
+    def _name(self, tensor: Tensor, value: Operand) -> None:
+        if tensor.layout is torch.strided:
+            self.memory[StorageWeakRef(tensor.untyped_storage())][_key(tensor)] = value.index
+
+    def value_of(self, tensor: Tensor) -> int | None:
+        """The value that a tensor holds, None for a constant."""
+        if tensor.layout is not torch.strided:
+            return None
+        views = self.memory.get(StorageWeakRef(tensor.untyped_storage()))
+        if not views:
+            return None
+        if _key(tensor) not in views:
+            graph = self.recording.graph
+            fresh = graph.value(tensor.shape, tensor.dtype)
+            known = [graph.values[value] for value in views.values()]
+            self._append(
+                "view", (known, {}), [fresh], "it is a view of memory that other values were written to"
+            )
+            views[_key(tensor)] = fresh.index
+        return views[_key(tensor)]
+
+    def _overwritten(self, node: Node, tensor: Tensor, args: Any, value: Operand) -> None:
+        """Every other view of memory that was written to holds a new value."""
+        graph = self.recording.graph
+        views = self.memory[StorageWeakRef(tensor.untyped_storage())]
+        mine = _key(tensor)
+        for key, old in list(views.items()):
+            if key == mine:
+                continue
+            base = graph.values[old]
+            fresh = graph.value(base.shape, base.dtype)
+            slab = self._slab(views.get(mine), old, args) if node.spelling in FILLS else None
+            if slab is None:
+                reason = "its memory was written to through another view"
+                self._append("write", ([base, value], {}), [fresh], reason)
+            else:
+                self._append("aten.slice_scatter.default", ([base, *slab], {}), [fresh])
+            views[key] = fresh.index
+
+    def _slab(self, view: int | None, base: int, args: Any) -> list[Any] | None:
+        """(source, axis, start, stop) where ``view`` is one slice of ``base`` and what was written is a constant."""
+        node = None if view is None else self.recording.graph.producers.get(view)
+        if node is None or node.inputs != (base,) or node.index not in self.slices:
+            return None
+        written = args[1] if len(args) > 1 else 0.0
+        if isinstance(written, Tensor) and self.value_of(written) is not None:
+            return None
+        source = written if isinstance(written, Tensor) else torch.tensor(float(written))
+        axis, start, stop = self.slices[node.index]
+        axis %= len(self.recording.graph.values[base].shape)
+        missing = len(self.recording.graph.values[base].shape) - axis - 1
+        if node.spelling == "aten.select.int" and source.ndim >= missing:
+            source = source.unsqueeze(source.ndim - missing)
+        return [source, axis, start, stop]
+
+
+def tensors_of(tree: Any, depth: int = 8) -> Iterator[Tensor]:
+    """Every tensor in nested containers and plain objects."""
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, dict):
+        for item in tree.values():
+            yield from tensors_of(item, depth)
+    elif isinstance(tree, list | tuple | set):
+        for item in tree:
+            yield from tensors_of(item, depth)
+    elif depth and not isinstance(tree, nn.Module | type | str | bytes) and type(tree) is not Sized:
+        try:
+            attributes = vars(tree)
+        except TypeError:
+            return
+        for item in attributes.values():
+            yield from tensors_of(item, depth - 1)
+
+
+def _leaves(tree: Any) -> Iterator[Any]:
+    if isinstance(tree, dict):
+        for item in tree.values():
+            yield from _leaves(item)
+    elif isinstance(tree, list | tuple):
+        for item in tree:
+            yield from _leaves(item)
+    else:
+        yield tree
+
+
+def _replaced(tree: Any, replace: Callable[[Tensor], Any]) -> Any:
+    if isinstance(tree, Tensor):
+        return replace(tree)
+    if isinstance(tree, dict):
+        return {key: _replaced(item, replace) for key, item in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [_replaced(item, replace) for item in tree]
+    return tree
+
+
+def _key(tensor: Tensor) -> ViewKey:
+    return tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype
+
+
+def _written(func: Any, args: Any, kwargs: dict[str, Any]) -> list[Tensor]:
+    """The tensors that an op writes to."""
+    targets: list[Tensor] = []
+    for position, argument in enumerate(func._schema.arguments):
+        if argument.alias_info is None or not argument.alias_info.is_write:
+            continue
+        given = args[position] if position < len(args) else kwargs.get(argument.name)
+        targets.extend(tensors_of(given))
+    return targets
+
+
+def _arranges(spelling: str, traced: Any) -> bool:
+    """The op only moves elements, so a size among its arguments is what one expects."""
+    probe = Graph()
+    node = probe.call(spelling, traced[0], traced[1], [Operand((1,))])
+    return isinstance(node.records[0], Reshape | Permute | Identity)
+
+
+def _bounds(spelling: str, args: Any) -> tuple[int, int, int | None]:
+    axis = args[1] if len(args) > 1 else 0
+    start = (args[2] if len(args) > 2 else 0) or 0
+    if spelling == "aten.select.int":
+        return axis, start, None if start == -1 else start + 1
+    return axis, start, args[3] if len(args) > 3 else None

@@ -1,0 +1,324 @@
+"""Where a convolution can stand: how a region of the recording maps onto the modules that ran it.
+
+The first that applies: a *chain* swaps member layers and touches no container; a *child* that is affine as a whole, alone or with
+modules before and after it, becomes the convolution, alone or in a sequence; otherwise the module's own forward is traced and rewritten.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from unbranch.affine import Geometry, NotLinear
+from unbranch.fold.facts import Fact, unchanged
+from unbranch.frontends.modules.emit import check_emittable
+from unbranch.frontends.modules.frames import Frame, common_frame
+from unbranch.frontends.modules.recorder import Recording
+from unbranch.ops import Concat, Identity, Permute, Reshape, Slice, Sum
+from unbranch.ops.convolution import Convolution
+from unbranch.ops.linear import Linear
+
+Signature = tuple[str, tuple[int, ...], tuple[int, ...], Geometry]
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One module of a chain: the calls before and after its part of the region; ``node`` is the region's first node in it."""
+
+    frame: Frame
+    before: tuple[Frame, ...]
+    after: tuple[Frame, ...]
+    node: int
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """A region and the modules that it replaces. ``how`` is chain, child or graph; ``anchor`` is the step that gets the convolution.
+
+    ``in_place`` says that the anchor's own weight and bias are rewritten and the module stays.
+    """
+
+    how: str
+    fact: Fact
+    frame: Frame
+    steps: tuple[Step, ...]
+    anchor: int = 0
+    linear: bool = False
+    in_place: bool = False
+
+    @property
+    def signature(self) -> Signature:
+        """Equal for the calls of a shared module that fold alike."""
+        modules = tuple(id(step.frame.module) for step in self.steps)
+        start = self.frame.first if self.how == "graph" else min(self.fact.members)
+        offsets = tuple(sorted(node - start for node in self.fact.members))
+        return self.how, modules, offsets, self.fact.geometry
+
+    @property
+    def place(self) -> str:
+        """The module path for people."""
+        if self.how != "chain":
+            return self.frame.path or "(root)"
+        return self.steps[self.anchor].frame.path
+
+
+@dataclass(eq=False)
+class Finder:
+    """Finds the site of a region in a recording. ``trusting`` believes what was observed without a witness."""
+
+    recording: Recording
+    trusting: bool = False
+    known: dict[int, Site] = field(default_factory=dict)
+
+    def find(self, fact: Fact) -> Site:
+        """The site.
+
+        Raises:
+            NotLinear: there is none; the reason says what stands in the way.
+        """
+        if id(fact) not in self.known:
+            self.known[id(fact)] = self._find(fact)
+        return self.known[id(fact)]
+
+    def _find(self, fact: Fact) -> Site:
+        frames = [self.recording.frames[node] for node in fact.members]
+        frame = common_frame(frames)
+        self._check_hooks(fact, frame)
+        self._check_memory(fact)
+        reasons = []
+        for attempt in (self._chain, self._child, self._graph):
+            try:
+                return attempt(fact, frame)
+            except NotLinear as error:
+                reasons.append(str(error))
+        raise NotLinear("; ".join(dict.fromkeys(reasons)))
+
+    def _check_hooks(self, fact: Fact, frame: Frame) -> None:
+        above = {id(f) for f in frame.ancestors()}
+        for node in fact.members:
+            for inner in self.recording.frames[node].ancestors():
+                if inner.is_hooked and id(inner) not in above:
+                    raise NotLinear(f"{inner.path} has a forward hook, which would see other values")
+
+    def _check_memory(self, fact: Fact) -> None:
+        """No member overwrites the source, which others may hold."""
+        graph = self.recording.graph
+        same_memory = {fact.source}
+        for index in sorted(fact.members):
+            node = graph.nodes[index]
+            if node.inputs[0] not in same_memory:
+                continue
+            if node.spelling.split(".")[1].endswith("_"):
+                raise NotLinear(f"{node.spelling} overwrites the value that it starts from")
+            if isinstance(node.records[0], Reshape | Permute | Identity | Slice):
+                same_memory.update(node.outputs)
+
+    def _check_untouched(self, fact: Fact, until: int) -> None:
+        """Nobody overwrites the source before the node ``until`` reads it."""
+        graph = self.recording.graph
+        for node in graph.nodes[min(fact.members) : until]:
+            if (
+                node.index not in fact.members
+                and fact.source in node.inputs
+                and node.spelling.split(".")[1].endswith("_")
+            ):
+                raise NotLinear(f"{node.spelling} overwrites the value that it starts from")
+
+    def _check_witness(self, frames: Iterator[Frame], top: Frame) -> None:
+        """Every forward between the region's nodes and ``top`` must do the same for any input."""
+        if self.trusting:
+            return
+        for frame in frames:
+            for inner in frame.ancestors():
+                if inner.doubts:
+                    raise NotLinear(f"{inner.path or 'the root module'}: {', '.join(inner.doubts)}")
+                if inner is top:
+                    break
+
+    def _check_parameters(self, module: nn.Module, kept: set[int]) -> None:
+        """Nobody else reads what the module owns; a module that shares a parameter keeps it."""
+        own = [m for m in module.modules() if id(m) not in kept]
+        for parameter in (p for m in own for p in m._parameters.values() if p is not None):
+            for reader in self.recording.reads.get(id(parameter), ()):
+                if reader is None or not any(
+                    frame.module is module or id(parameter) in map(id, frame.module._parameters.values())
+                    for frame in reader.ancestors()
+                ):
+                    where = "outside any call" if reader is None else reader.path or "the root module"
+                    raise NotLinear(f"a parameter of it is read in {where} too")
+
+    # A chain of layers, each the only reader of the one before
+
+    def _chain(self, fact: Fact, top: Frame) -> Site:
+        graph, frames = self.recording.graph, self.recording.frames
+        facts = self._facts_on_the_way(fact)
+        order = sorted(fact.members)
+        groups: list[tuple[Frame, list[int]]] = []
+        for node in order:
+            record = graph.nodes[node].records[0]
+            if isinstance(record, Sum | Concat):
+                raise NotLinear("it is no chain of layers")
+            if (
+                isinstance(record, Reshape | Permute | Identity)
+                and node in facts
+                and facts[node].rule is unchanged
+            ):
+                continue
+            if groups and groups[-1][0] is frames[node]:
+                groups[-1][1].append(node)
+            else:
+                groups.append((frames[node], [node]))
+        steps = [self._step(frame, nodes, fact, top) for frame, nodes in groups]
+        if len({id(step.frame) for step in steps}) < len(steps):
+            raise NotLinear("it enters a module twice")
+        anchor = self._anchor([nodes for _, nodes in groups])
+        linear = isinstance(graph.nodes[groups[anchor][1][0]].records[0], Linear) or fact.geometry.rank == 0
+        check_emittable(fact.geometry, linear)
+        self._check_untouched(fact, groups[anchor][1][0])
+        in_place = self._fits_in_place(steps[anchor], groups[anchor][1], fact)
+        doubtful = [step.frame for i, step in enumerate(steps) if not (in_place and i == anchor)]
+        if in_place:
+            parent = steps[anchor].frame.parent
+            doubtful += [parent] if parent is not None else []
+        self._check_witness(iter(doubtful), top)
+        self._check_witness(iter([frames[n] for n in order if frames[n] is not steps[anchor].frame]), top)
+        return Site("chain", fact, top, tuple(steps), anchor, linear, in_place)
+
+    def _facts_on_the_way(self, fact: Fact) -> dict[int, Fact]:
+        facts, current = {}, fact
+        while current.members:
+            facts[self.recording.graph.producers[current.value].index] = current
+            current = current.parts[0]
+        return facts
+
+    def _step(self, frame: Frame, nodes: list[int], fact: Fact, top: Frame) -> Step:
+        if frame is top:
+            raise NotLinear(f"{frame.path or 'the root module'} computes part of it in its own forward")
+        moved = [n for n in frame.events if isinstance(n, int) and n in fact.members and n not in nodes]
+        if moved:
+            raise NotLinear(f"{frame.path} also rearranges the value")
+        before, after = remainder(frame, fact, self.recording)
+        self._check_parameters(frame.module, {id(m) for f in (*before, *after) for m in f.module.modules()})
+        return Step(frame, before, after, nodes[0])
+
+    def _anchor(self, groups: list[list[int]]) -> int:
+        """The first step with a layer of weights, or the first."""
+        for position, nodes in enumerate(groups):
+            for node in nodes:
+                if isinstance(self.recording.graph.nodes[node].records[0], Convolution | Linear):
+                    return position
+        return 0
+
+    def _fits_in_place(self, step: Step, nodes: list[int], fact: Fact) -> bool:
+        """The layer that is there has the very shape that the folded one has, and its weight is its own parameter."""
+        module = step.frame.module
+        record = self.recording.graph.nodes[nodes[0]].records[0]
+        if len(nodes) != 1 or step.before or step.after or not isinstance(record, Convolution | Linear):
+            return False
+        if (
+            module._parameters.get("weight") is not record.weight
+            or module._parameters.get("bias") is not record.bias
+        ):
+            return False
+        own = record.affine(0).lift(fact.geometry.rank).geometry
+        same = (own.kernel, own.stride, own.padding, own.dilation, own.groups, own.transposed)
+        g = fact.geometry
+        return (
+            same == (g.kernel, g.stride, g.padding, g.dilation, g.groups, g.transposed) and own.mode == g.mode
+        )
+
+    # A child that is affine as a whole, modules before and after it apart
+
+    def _child(self, fact: Fact, top: Frame) -> Site:
+        if not fact.is_plain:
+            raise NotLinear("its value leaves in another arrangement")
+        if fact.axis != 1:
+            raise NotLinear("its channels come last")
+        if top.is_hooked:
+            raise NotLinear(f"{top.path} has a forward hook, which would be lost")
+        before, after = remainder(top, fact, self.recording)
+        linear = fact.geometry.rank == 0
+        check_emittable(fact.geometry, linear)
+        self._check_parameters(top.module, {id(m) for f in (*before, *after) for m in f.module.modules()})
+        self._check_witness(iter([self.recording.frames[n] for n in fact.members]), top)
+        return Site("child", fact, top, (Step(top, before, after, min(fact.members)),), 0, linear)
+
+    # Anything else: the module's forward is traced and rewritten
+
+    def _graph(self, fact: Fact, top: Frame) -> Site:
+        if not fact.is_plain or fact.axis != 1:
+            raise NotLinear("its value leaves in another arrangement")
+        if top.is_torch:
+            raise NotLinear(f"{top.path} is torch's own {type(top.module).__name__}")
+        if any(inner.is_hooked for inner in _calls_within(top)) or top.is_hooked:
+            raise NotLinear(f"{top.path or 'the root module'} holds modules with forward hooks")
+        linear = fact.geometry.rank == 0
+        check_emittable(fact.geometry, linear)
+        self._check_witness(iter([self.recording.frames[n] for n in fact.members]), top)
+        return Site("graph", fact, top, (Step(top, (), (), min(fact.members)),), 0, linear)
+
+
+def _calls_within(frame: Frame) -> Iterator[Frame]:
+    for event in frame.events:
+        if isinstance(event, Frame):
+            yield event
+            yield from _calls_within(event)
+
+
+def remainder(frame: Frame, fact: Fact, recording: Recording) -> tuple[tuple[Frame, ...], tuple[Frame, ...]]:
+    """The calls of a chain before and after the region's part in ``frame``, whose forward does nothing else.
+
+    Raises:
+        NotLinear: it does.
+    """
+    name = frame.path or "the root module"
+    if not frame.simple or len(frame.inputs) != 1 or len(frame.outputs) != 1:
+        raise NotLinear(f"{name} has more than one input or output")
+    before: list[Frame] = []
+    after: list[Frame] = []
+    entered = False
+    inside: list[int] = []
+    for event in frame.events:
+        nodes = [event] if isinstance(event, int) else list(event.nodes)
+        mine = [node for node in nodes if node in fact.members]
+        if isinstance(event, Frame) and not nodes:
+            if event.inputs != event.outputs:
+                raise NotLinear(f"{event.path} makes a value that was not recorded")
+        elif len(mine) == len(nodes):
+            if after:
+                raise NotLinear(f"{name} leaves the region and enters it again")
+            entered = True
+            inside += mine
+        elif mine or isinstance(event, int):
+            spelling = recording.graph.nodes[nodes[0]].spelling
+            raise NotLinear(f"{name} computes more in its own forward ({spelling})")
+        else:
+            (after if entered else before).append(event)
+    _check_links(frame, before, after, inside, recording)
+    return tuple(before), tuple(after)
+
+
+def _check_links(
+    frame: Frame, before: list[Frame], after: list[Frame], inside: list[int], recording: Recording
+) -> None:
+    """Each call takes what the one before it gave; the region's part takes and gives the rest."""
+    nodes = recording.graph.nodes
+    produced = {output for node in inside for output in nodes[node].outputs}
+    entries = {value for node in inside for value in nodes[node].inputs} - produced
+    current = frame.inputs[0]
+    for call in before:
+        if not call.simple or call.inputs != (current,):
+            raise NotLinear(f"{frame.path} does not run its modules one after the other")
+        current = call.outputs[0]
+    if entries != {current}:
+        raise NotLinear(f"{frame.path or 'the root module'} reads another value too")
+    exits = [call.inputs[0] for call in after if call.simple] or [frame.outputs[0]]
+    if exits[0] not in produced:
+        raise NotLinear(f"{frame.path or 'the root module'} returns another value")
+    current = exits[0]
+    for call in after:
+        if not call.simple or call.inputs != (current,):
+            raise NotLinear(f"{frame.path} does not run its modules one after the other")
+        current = call.outputs[0]
+    if frame.outputs[0] != current:
+        raise NotLinear(f"{frame.path or 'the root module'} returns another value")

@@ -1,0 +1,91 @@
+"""Batch norm in evaluation: ``y = gamma * (x - mean) / sqrt(var + eps) + beta``, a scale and a shift per channel."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unbranch.affine import Affine, NotLinear
+from unbranch.ops.table import Map, Operand, constant, operand, reads
+
+
+@dataclass(frozen=True, eq=False)
+class BatchNorm(Map):
+    """Frozen statistics, with or without a learnt scale and shift."""
+
+    weight: Tensor | None
+    bias: Tensor | None
+    mean: Tensor
+    var: Tensor
+    eps: float
+
+    def affine(self, channels: int) -> Affine:
+        """In float64: the square root of a half-precision variance is where folds lose their digits."""
+        scale = torch.rsqrt(self.var.double() + self.eps)
+        if self.weight is not None:
+            scale = scale * self.weight.double()
+        shift = -self.mean.double() * scale
+        if self.bias is not None:
+            shift = shift + self.bias.double()
+        return Affine.diagonal(scale, shift, rank=0)
+
+
+def build(x: Any, weight: Any, bias: Any, mean: Any, var: Any, training: bool, eps: float) -> BatchNorm:
+    """The record of a batch norm call in any spelling."""
+    operand(x, "the input")
+    if training or mean is None or var is None:
+        raise NotLinear("a batch norm that uses the batch's own statistics")
+    for name, part in (("weight", weight), ("bias", bias), ("mean", mean), ("variance", var)):
+        constant(part, f"the norm's {name}")
+    return BatchNorm(weight, bias, mean, var, eps)
+
+
+@reads("aten.native_batch_norm.default", "aten._native_batch_norm_legit.default")
+def native_batch_norm(
+    input: Operand,
+    weight,
+    bias,
+    running_mean,
+    running_var,
+    training: bool,
+    momentum: float,
+    eps: float,
+) -> tuple[BatchNorm, None, None]:
+    return build(input, weight, bias, running_mean, running_var, training, eps), None, None
+
+
+@reads("aten._native_batch_norm_legit_no_training.default")
+def native_batch_norm_no_training(
+    input: Operand, weight, bias, running_mean, running_var, momentum: float, eps: float
+) -> tuple[BatchNorm, None, None]:
+    return build(input, weight, bias, running_mean, running_var, False, eps), None, None
+
+
+@reads("aten.batch_norm.default")
+def batch_norm(
+    input: Operand,
+    weight,
+    bias,
+    running_mean,
+    running_var,
+    training: bool,
+    momentum: float,
+    eps: float,
+    cudnn_enabled: bool,
+) -> BatchNorm:
+    return build(input, weight, bias, running_mean, running_var, training, eps)
+
+
+@reads("aten.cudnn_batch_norm.default", "aten.miopen_batch_norm.default")
+def cudnn_batch_norm(
+    input: Operand,
+    weight,
+    bias,
+    running_mean,
+    running_var,
+    training: bool,
+    exponential_average_factor: float,
+    epsilon: float,
+) -> tuple[BatchNorm, None, None, None]:
+    return build(input, weight, bias, running_mean, running_var, training, epsilon), None, None, None

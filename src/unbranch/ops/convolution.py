@@ -1,0 +1,97 @@
+"""Convolution, plain and transposed: ``y = W * x + b``."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from unbranch.affine import Affine, NotLinear
+from unbranch.ops.table import Map, Operand, constant, operand, per_axis, reads
+
+
+@dataclass(frozen=True, eq=False)
+class Convolution(Map):
+    """A convolution layer's op; ``weight`` as torch keeps it, (out, in/groups, *k), transposed (in, out/groups, *k)."""
+
+    weight: Tensor
+    bias: Tensor | None
+    stride: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
+    dilation: tuple[int, ...]
+    groups: int
+    transposed: bool = False
+
+    def affine(self, channels: int) -> Affine:
+        """The weight, grouped."""
+        weight = self.weight.unflatten(0, (self.groups, -1))
+        if self.transposed:
+            weight = weight.transpose(1, 2)
+        return Affine(weight, self.bias, self.stride, self.padding, self.dilation, transposed=self.transposed)
+
+
+def build(
+    x, weight, bias, stride, padding, dilation, groups, transposed=False, output_padding=0
+) -> Convolution:
+    """The record of a convolution call in any spelling; ``padding`` holds a number per axis, or a pair."""
+    value, rank = operand(x, "the input"), constant(weight, "the weight").ndim - 2
+    constant(bias, "the bias")
+    if value.ndim != rank + 2:
+        raise NotLinear(f"an unbatched input of shape {value.shape}")
+    extra = per_axis(output_padding, rank)
+    pads = [pad if isinstance(pad, tuple) else (pad, pad) for pad in padding]
+    pads = [(before, after - e) for (before, after), e in zip(pads, extra, strict=True)]
+    return Convolution(
+        weight, bias, per_axis(stride, rank), tuple(pads), per_axis(dilation, rank), groups, transposed
+    )
+
+
+@reads("aten.convolution.default")
+def convolution(
+    input: Operand,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    transposed: bool,
+    output_padding: Sequence[int],
+    groups: int,
+) -> Convolution:
+    rank = constant(weight, "the weight").ndim - 2
+    pads = per_axis(padding, rank)
+    return build(
+        input, weight, bias, stride, pads, dilation, groups, transposed, output_padding if transposed else 0
+    )
+
+
+@reads("aten.conv1d.default", "aten.conv2d.default", "aten.conv3d.default")
+def conv(
+    input: Operand, weight: Tensor, bias=None, stride=1, padding=0, dilation=1, groups: int = 1
+) -> Convolution:
+    pads = per_axis(padding, constant(weight, "the weight").ndim - 2)
+    return build(input, weight, bias, stride, pads, dilation, groups)
+
+
+@reads("aten.conv1d.padding", "aten.conv2d.padding", "aten.conv3d.padding")
+def conv_padding(
+    input: Operand, weight: Tensor, bias=None, stride=1, padding: str = "valid", dilation=1, groups: int = 1
+) -> Convolution:
+    rank = constant(weight, "the weight").ndim - 2
+    spare = [d * (k - 1) for d, k in zip(per_axis(dilation, rank), weight.shape[2:], strict=True)]
+    pads = [(n // 2, n - n // 2) if padding == "same" else (0, 0) for n in spare]
+    return build(input, weight, bias, stride, pads, dilation, groups)
+
+
+@reads("aten.conv_transpose1d.default", "aten.conv_transpose2d.input", "aten.conv_transpose3d.input")
+def conv_transpose(
+    input: Operand,
+    weight: Tensor,
+    bias=None,
+    stride=1,
+    padding=0,
+    output_padding=0,
+    groups: int = 1,
+    dilation=1,
+) -> Convolution:
+    pads = per_axis(padding, constant(weight, "the weight").ndim - 2)
+    return build(input, weight, bias, stride, pads, dilation, groups, True, output_padding)

@@ -1,0 +1,111 @@
+"""Sums, differences, scales and shifts: ``y = a x + b`` with numbers or with one constant per channel."""
+
+from dataclasses import dataclass
+from math import isfinite
+
+import torch
+from torch import Tensor
+
+from unbranch.affine import Affine, NotLinear
+from unbranch.ops.table import Map, Operand, Record, Sum, along_axis, reads
+
+Number = int | float
+
+
+@dataclass(frozen=True, eq=False)
+class ScaleShift(Map):
+    """``scale * x + shift``: each one number or a vector along ``axis``."""
+
+    scale: Tensor | None
+    shift: Tensor | None
+    axis: int | None
+
+    def affine(self, channels: int) -> Affine:
+        """A diagonal."""
+        scale = torch.ones(1, dtype=torch.float64) if self.scale is None else self.scale.double()
+        shift = None if self.shift is None else self.shift.double().expand(channels)
+        scale = scale if shift is None else scale.to(shift.device)
+        return Affine.diagonal(scale.expand(channels), shift, rank=0)
+
+
+def scaled(value: Operand, factor: Tensor | Number) -> ScaleShift:
+    """``factor * value``."""
+    axis, numbers = _constant(factor, value)
+    return ScaleShift(numbers, None, axis)
+
+
+def shifted(value: Operand, offset: Tensor | Number, sign: float = 1.0) -> ScaleShift:
+    """``sign * value + offset``."""
+    axis, numbers = _constant(offset, value)
+    scale = None if sign == 1 else torch.full((1,), sign, dtype=torch.float64)
+    return ScaleShift(scale, numbers, axis)
+
+
+def combined(a: Operand | Tensor | Number, b: Operand | Tensor | Number, fa: float, fb: float) -> Record:
+    """``fa * a + fb * b``, where at least one of them depends on the input."""
+    if isinstance(a, Operand) and isinstance(b, Operand):
+        if a.shape != b.shape:
+            raise NotLinear(f"a sum that broadcasts {a.shape} with {b.shape}")
+        return Sum((float(fa), float(fb)))
+    if isinstance(a, Operand):
+        return shifted(a, b * fb, fa)
+    if isinstance(b, Operand):
+        return shifted(b, a * fa, fb)
+    raise NotLinear("a sum that does not depend on the input")
+
+
+def product(a: Operand | Tensor | Number, b: Operand | Tensor | Number) -> ScaleShift:
+    """``a * b``, where exactly one of them depends on the input."""
+    if isinstance(a, Operand) and isinstance(b, Operand):
+        raise NotLinear("a product of two values")
+    return scaled(a, b) if isinstance(a, Operand) else scaled(b, a)
+
+
+def quotient(a: Operand | Tensor | Number, b: Operand | Tensor | Number) -> ScaleShift:
+    """``a / b`` with a constant ``b``."""
+    if isinstance(b, Operand):
+        raise NotLinear("a division by a value")
+    return scaled(a, 1.0 / (b.double() if isinstance(b, Tensor) else b))
+
+
+def _constant(number: Tensor | Number, value: Operand) -> tuple[int | None, Tensor]:
+    if not isinstance(number, Tensor):
+        if not isfinite(number):
+            raise NotLinear(f"the constant {number}")
+        return None, torch.full((1,), float(number), dtype=torch.float64)
+    return along_axis(number, value.shape)
+
+
+@reads("aten.add.Tensor", "aten.add_.Tensor", "aten.add.Scalar", "aten.add_.Scalar")
+def add(self, other, *, alpha: Number = 1) -> Record:
+    return combined(self, other, 1, alpha)
+
+
+@reads("aten.sub.Tensor", "aten.sub_.Tensor", "aten.sub.Scalar", "aten.sub_.Scalar")
+def sub(self, other, *, alpha: Number = 1) -> Record:
+    return combined(self, other, 1, -alpha)
+
+
+@reads("aten.rsub.Tensor")
+def rsub(self, other, *, alpha: Number = 1) -> Record:
+    return combined(self, other, -alpha, 1)
+
+
+@reads("aten.rsub.Scalar")
+def rsub_scalar(self, other, alpha: Number = 1) -> Record:
+    return combined(self, other, -alpha, 1)
+
+
+@reads("aten.mul.Tensor", "aten.mul_.Tensor", "aten.mul.Scalar", "aten.mul_.Scalar")
+def mul(self, other) -> Record:
+    return product(self, other)
+
+
+@reads("aten.div.Tensor", "aten.div_.Tensor", "aten.div.Scalar", "aten.div_.Scalar")
+def div(self, other) -> Record:
+    return quotient(self, other)
+
+
+@reads("aten.neg.default", "aten.neg_.default")
+def neg(self: Operand) -> Record:
+    return scaled(self, -1.0)

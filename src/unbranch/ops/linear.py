@@ -1,0 +1,49 @@
+"""Linear layers and products with a constant matrix: ``y = x A^T + b`` along the last axis, a pointwise convolution."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from unbranch.affine import Affine, NotLinear
+from unbranch.ops.table import Map, Operand, along_axis, constant, operand, reads
+
+
+@dataclass(frozen=True, eq=False)
+class Linear(Map):
+    """A matrix (out, in) on the last axis."""
+
+    weight: Tensor
+    bias: Tensor | None
+    axis = -1
+
+    def affine(self, channels: int) -> Affine:
+        """The matrix, as one group."""
+        return Affine.pointwise(self.weight.unsqueeze(0), self.bias, rank=0)
+
+
+def build(x, weight, bias, alpha: float = 1.0, beta: float = 1.0) -> Linear:
+    """The record of a product with the constant ``weight`` (out, in)."""
+    operand(x, "the input")
+    if constant(weight, "the matrix").ndim != 2:
+        raise NotLinear(f"a product with a matrix of shape {tuple(weight.shape)}")
+    if constant(bias, "the bias") is not None:
+        axis, bias = along_axis(bias, (1, weight.shape[0]))
+        bias = beta * (bias if axis == 1 else bias.expand(weight.shape[0]))
+    return Linear(weight if alpha == 1 else alpha * weight, bias)
+
+
+@reads("aten.linear.default")
+def linear(input: Operand, weight: Tensor, bias: Tensor | None = None) -> Linear:
+    return build(input, weight, bias)
+
+
+@reads("aten.addmm.default")
+def addmm(self: Tensor, mat1: Operand, mat2: Tensor, *, beta: float = 1, alpha: float = 1) -> Linear:
+    return build(mat1, constant(mat2, "the matrix").t(), self, alpha, beta)
+
+
+@reads("aten.mm.default", "aten.matmul.default")
+def matmul(self: Operand, mat2: Tensor) -> Linear:
+    if constant(mat2, "the right-hand matrix").ndim != 2:
+        raise NotLinear(f"a product with a matrix of shape {tuple(mat2.shape)}")
+    return build(self, mat2.t(), None)
