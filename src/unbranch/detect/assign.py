@@ -50,18 +50,15 @@ def assign(
 
     Example:
         >>> box = torch.tensor([[0, 0, 20.0, 18.0, 12.0, 12.0]])
-        >>> assign(box, torch.tensor([[10.0, 13.0]]), 8, (8, 8)).column.tolist()
+        >>> assign(box, torch.tensor([[10.0, 13.0]]), 8.0, (8, 8)).column.tolist()
         [2, 3, 2]
     """
     target, anchor = fits(targets[:, 4:6], anchors, threshold).nonzero(as_tuple=True)
     centre = targets[target, 2:4] / stride
-    own = centre.floor()
+    limit = centre.new_tensor([shape[1], shape[0]])
+    own = centre.floor().minimum(limit - 1).clamp(min=0)
     part = centre - own
-    nearer_low = part < 0.5
-    step = torch.where(nearer_low, -1.0, 1.0)
-    columns, rows = shape[1], shape[0]
-    limit = centre.new_tensor([columns, rows])
-    own = own.minimum(limit - 1).clamp(min=0)
+    step = torch.where(part < 0.5, -1.0, 1.0)
     cells = torch.stack((own, own + step * step.new_tensor([1, 0]), own + step * step.new_tensor([0, 1])))
     inside = ((cells >= 0) & (cells < limit)).all(-1)
     inside[1:] &= (part != 0.5).T

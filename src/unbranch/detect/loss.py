@@ -99,23 +99,19 @@ class DetectionLoss:
             for level, raw in enumerate(maps)
         ]
         own = [maps[0].shape[0], *(len(m.target) for m in matched), *(raw[..., 0].numel() for raw in maps)]
-        pictures, *counts = self.reduce(
-            torch.tensor(own, dtype=torch.float64, device=targets.device)
-        ).tolist()
+        pictures, *counts = self.reduce(torch.tensor(own, device=targets.device)).tolist()
         matches, cells = counts[: len(maps)], counts[len(maps) :]
+        levels = zip(range(len(maps)), maps, matched, matches, cells, strict=True)
         parts = torch.stack(
-            [
-                self._level(
-                    level, raw.float(), matched[level], targets, max(matches[level], 1.0), cells[level]
-                )
-                for level, raw in enumerate(maps)
-            ]
+            [self._level(level, raw, at, targets, k, c) for level, raw, at, k, c in levels]
         ).sum(0)
         return Losses(parts.sum() * pictures * self.ranks, parts.detach() * self.ranks)
 
     def _level(
-        self, level: int, raw: Tensor, at: Matches, targets: Tensor, matches: float, cells: float
+        self, level: int, logits: Tensor, at: Matches, targets: Tensor, matches: int, cells: int
     ) -> Float[Tensor, "3"]:
+        """At least in single precision, whatever the network computed in."""
+        raw = logits.to(torch.promote_types(logits.dtype, torch.float32))
         taught = torch.zeros_like(raw[..., 4])
         box = classes = raw.sum() * 0
         if len(at.target):

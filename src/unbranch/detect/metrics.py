@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 from unbranch.detect.curves import Curves, confidence_curves, confusion_matrix
 from unbranch.detect.data.check import Labels, Split
 
-Found = Float[Tensor, "found 6"]
+Found: TypeAlias = Float[Tensor, "_ 6"]
 
 
 @dataclass(frozen=True)

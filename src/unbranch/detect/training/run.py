@@ -31,7 +31,7 @@ from unbranch.detect.training.logs import EventLog, Pictures, write_figures
 from unbranch.detect.training.module import DetectionModule
 from unbranch.detect.training.settings import SETTINGS_FILE, Job, Settings
 from unbranch.detect.training.weights import take_weights
-from unbranch.detect.validate import validate
+from unbranch.detect.evaluation import validate
 from unbranch.models.yolov5 import Description, YOLOv5, yolov5
 
 
