@@ -10,6 +10,7 @@ from torch import Tensor
 
 from unbranch.detect.engines import Output
 from unbranch.detect.nms import USUAL, Limits, suppress, suppress_scores
+from unbranch.fold.certificate import fold_error
 from unbranch.models.yolov5 import YOLOv5
 
 WORST_ERROR = 1e-4
@@ -54,7 +55,7 @@ def agree(
             stands = [theirs[theirs[:, 0] == i, 1:] for i in range(len(images))]
         else:
             expected = ours if output == "predictions" else as_scores(ours)
-            worst = max(worst or 0.0, error_of(theirs, expected))
+            worst = max(worst or 0.0, fold_error(theirs, expected))
             stands = suppress(theirs, limits) if output == "predictions" else suppress_scores(theirs, limits)
         for reference, found in zip(suppress(ours, limits), stands, strict=True):
             boxes += len(reference)
@@ -68,19 +69,6 @@ def as_scores(predictions: Float[Tensor, "n boxes values"]) -> Float[Tensor, "n 
     return torch.cat((predictions[..., :4], predictions[..., 5:] * predictions[..., 4:5]), dim=-1).transpose(
         1, 2
     )
-
-
-def error_of(found: Tensor, expected: Tensor) -> float:
-    """max|a − b| / max(1, max|b|); infinite where the shapes differ or a value is no number.
-
-    >>> error_of(torch.tensor([101.0]), torch.tensor([100.0]))
-    0.009999999776482582
-    """
-    if found.shape != expected.shape or not bool(found.isfinite().all()):
-        return float("inf")
-    if not found.numel():
-        return 0.0
-    return float((found - expected).abs().max() / expected.abs().max().clamp(min=1))
 
 
 def without_partner(boxes: Float[Tensor, "n 6"], others: Float[Tensor, "m 6"], confidence: float) -> int:

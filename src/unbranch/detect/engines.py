@@ -12,7 +12,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, Self, TypeAlias
+from typing import Any, Literal, Protocol, Self, TypeAlias, runtime_checkable
 
 import numpy as np
 import torch
@@ -44,6 +44,7 @@ class Signature:
     output: Output = "predictions"
 
 
+@runtime_checkable
 class Engine(Protocol):
     """A network that can be run; `notes` are lines for the user (what was done to the weights on loading)."""
 

@@ -71,11 +71,12 @@ class ClassifierBackbone(Deployable, nn.Module):
         self, name: str, strides: Sequence[int], channels: int, activation: Activation = "silu"
     ) -> None:
         super().__init__()
-        network = create(name, out_indices=tuple(range(2, 2 + len(strides))))
+        try:
+            network = create(name, out_indices=tuple(range(2, 2 + len(strides))))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"backbone {name!r}, for maps of strides {tuple(strides)}: {error}") from error
         if not isinstance(network, Backbone) or network.feature_strides != tuple(strides):
-            raise ValueError(
-                f"backbone {name!r} does not give maps of strides {', '.join(map(str, strides))}"
-            )
+            raise ValueError(f"backbone {name!r} has no maps of strides {tuple(strides)}")
         self.network = network
         self.pool = SPPF(network.feature_channels[-1], channels, activation=activation)
         self.feature_channels = (*network.feature_channels[:-1], channels)

@@ -189,6 +189,10 @@ def describe(network: str = "yolov5n", **departures: Unpack[Departures]) -> Desc
     >>> describe("yolov5s6", block={"default": "plain", "neck1": {"kind": "repvgg", "se": 0.25}}).strides
     (8, 16, 32, 64)
     """
+    unknown = [key for key in departures if key not in Departures.__annotations__]
+    _require(
+        not unknown, f"unknown option {', '.join(unknown)}; known are {', '.join(Departures.__annotations__)}"
+    )
     depth, width, (base_channels, base_depths), base_anchors = _scaling(network)
     levels = _levels(departures.get("anchors", base_anchors))
     backbone = departures.get("backbone", "csp")

@@ -49,15 +49,15 @@ class Detect(nn.Module):
         self.register_buffer("anchors", torch.tensor(anchors, dtype=torch.float32))
         self.register_buffer("strides", torch.tensor(strides, dtype=torch.float32), persistent=False)
         self.maps = nn.ModuleList(nn.Conv2d(c, self.num_anchors * self.num_values, 1) for c in in_channels)
-        self.reset_biases()
+        self._start_biases(strides)
 
-    def reset_biases(self) -> None:
+    def _start_biases(self, strides: Sequence[int]) -> None:
         """Start from what is known: some 8 objects in a 640-pixel picture, no class likelier than another.
 
         A single class is certain from the start: nothing has to be learnt about it.
         """
         biases = [parameter for name, parameter in self.maps.named_parameters() if name.endswith("bias")]
-        for flat, stride in zip(biases, self.strides.tolist(), strict=True):
+        for flat, stride in zip(biases, strides, strict=True):
             bias = flat.detach().view(self.num_anchors, self.num_values)
             bias[:, 4] = math.log(OBJECTS_IN_A_PICTURE / (PICTURE_SIZE / stride) ** 2)
             bias[:, 5:] = math.log(CLASS_PRIOR / max(self.num_classes - 1, NEARLY_NONE))

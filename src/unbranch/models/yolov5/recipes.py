@@ -1,12 +1,13 @@
 """The convolutions of a YOLOv5: one plain layer, and the blocks that may stand where a 3x3 stood."""
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from torch import nn
 
-from unbranch.blocks import Block, ConvSpec, MobileOneBlock, RepVGGBlock
+from unbranch.blocks import Block, BlockOptions, ConvSpec, MobileOneBlock, RepVGGBlock
 from unbranch.blocks.activation import Activation
 from unbranch.blocks.block import Sum
 
@@ -67,6 +68,8 @@ class Conv(Block):
         )
 
 
+_SETTLED = frozenset(("norm", "dims", "activation"))
+
 KINDS: Mapping[str, Callable[..., nn.Module]] = {
     "plain": Conv,
     "repvgg": RepVGGBlock,
@@ -122,10 +125,25 @@ class BlockChoice:
 PLAIN = BlockChoice()
 
 
+def _options_of(kind: str) -> tuple[str, ...]:
+    """The options that a description may give a kind of block; the rest is YOLOv5's own affair."""
+    if kind == "plain":
+        return ()
+    named = inspect.signature(KINDS[kind]).parameters.values()
+    own = [option.name for option in named if option.kind is inspect.Parameter.KEYWORD_ONLY]
+    return tuple(name for name in (*own, *BlockOptions.__annotations__) if name not in _SETTLED)
+
+
 def check_block(choice: BlockChoice, stage: str) -> None:
     """Raise `ValueError`, naming the stage, where `choice` does not make a block."""
     if choice.kind not in KINDS:
         raise ValueError(f"block of {stage}: {choice.kind!r}; known kinds are {', '.join(KINDS)}")
+    known = _options_of(choice.kind)
+    unknown = [name for name, _ in choice.options if name not in known]
+    if unknown:
+        raise ValueError(
+            f"block of {stage}: {choice.kind} has no option {unknown[0]!r}; {known or 'it has none'}"
+        )
     if not all(isinstance(value, str | int | float | bool | None) for _, value in choice.options):
         raise ValueError(
             f"block of {stage}: {dict(choice.options)}; options are numbers, text, true, false or null"
