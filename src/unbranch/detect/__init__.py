@@ -9,31 +9,50 @@ from typing import TYPE_CHECKING, Any
 from unbranch.detect.errors import InputError
 
 if TYPE_CHECKING:
+    from unbranch.detect.checkpoint import load_model, save
     from unbranch.detect.digits import demo
     from unbranch.detect.evaluation import Validation, validate
+    from unbranch.detect.exporting import Plan, export
+    from unbranch.detect.nms import Limits
+    from unbranch.detect.originals import import_original
     from unbranch.detect.predict import Detector
     from unbranch.detect.recipe import Recipe
+    from unbranch.detect.running import detect
     from unbranch.detect.training import Settings, TrainResult, train
 
 __all__ = [
     "Detector",
     "InputError",
+    "Limits",
+    "Plan",
     "Recipe",
     "Settings",
     "TrainResult",
     "Validation",
     "demo",
+    "detect",
+    "export",
+    "import_original",
+    "load_model",
+    "save",
     "train",
     "validate",
 ]
 
 _HOMES = {
     "Detector": "predict",
+    "Limits": "nms",
+    "Plan": "exporting",
     "Recipe": "recipe",
     "Settings": "training",
     "TrainResult": "training",
     "Validation": "evaluation",
     "demo": "digits",
+    "detect": "running",
+    "export": "exporting",
+    "import_original": "originals",
+    "load_model": "checkpoint",
+    "save": "checkpoint",
     "train": "training",
     "validate": "evaluation",
 }

@@ -122,11 +122,8 @@ class OpenVinoEngine:
         import openvino
 
         core = openvino.Core()
-        if callers > 1:
-            settings = {"PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": str(callers)}
-        else:
-            settings = {"PERFORMANCE_HINT": "LATENCY"}
-        settings["INFERENCE_PRECISION_HINT"] = "f32"
+        hint = "THROUGHPUT" if callers > 1 else "LATENCY"
+        settings = {"PERFORMANCE_HINT": hint, "NUM_STREAMS": str(callers), "INFERENCE_PRECISION_HINT": "f32"}
         try:
             model = core.read_model(str(path))
             self.compiled = core.compile_model(model, "CPU", settings)

@@ -36,7 +36,7 @@ Picture: TypeAlias = str | os.PathLike[str] | np.ndarray | Image.Image
 Item: TypeAlias = PictureFile | VideoFile | VideoFrame
 T = TypeVar("T")
 
-STEPS = ("read", "letterbox", "network", "boxes")
+STEPS: tuple[str, ...] = ("read", "letterbox", "network", "boxes")
 
 
 @dataclass(frozen=True)

@@ -195,12 +195,12 @@ def _write(
         torch.export.save(program, part, extra_files={"metadata.json": json.dumps(about)})
         loaded = torch.export.load(part).module()
         return lambda images: loaded(torch.from_numpy(images)).detach()
-    from unbranch.detect import export_onnx
+    from unbranch.detect import exporting_onnx
 
     if suffix == ".onnx":
-        export_onnx.write(program, plan.nms, about, part)
+        exporting_onnx.write(program, plan.nms, about, part)
     else:
-        export_onnx.write_openvino(program, plan.nms, about, part)
+        exporting_onnx.write_openvino(program, plan.nms, about, part)
     return open_engine(part).run
 
 
