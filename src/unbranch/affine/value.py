@@ -126,10 +126,10 @@ class Affine:
             return self
         return self.pointwise(self.weight, self.bias, rank)
 
-    def to(self, *args: torch.dtype | torch.device | str) -> Self:
+    def to(self, target: torch.dtype | torch.device) -> Self:
         """The same map in another dtype or on another device."""
-        bias = None if self.bias is None else self.bias.to(*args)
-        return replace(self, weight=self.weight.to(*args), bias=bias)
+        bias = None if self.bias is None else self.bias.to(target)
+        return replace(self, weight=self.weight.to(target), bias=bias)
 
     def module_weight(self) -> Tensor:
         """The weight as torch's layers keep it: (out, in / groups, *k), or (in, out / groups, *k) for a transposed one."""

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from unbranch.affine import NotLinear
-from unbranch.ops import Concat, Operand, Record, Sum, read
+from unbranch.affine import Affine, Geometry, NotLinear
+from unbranch.ops import Concat, Map, Operand, Record, Sum, read
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +39,7 @@ class Graph:
     kept: set[int] = field(default_factory=set)
     producers: dict[int, Node] = field(default_factory=dict)
     readers: dict[int, list[int]] = field(default_factory=lambda: defaultdict(list))
+    maps: dict[tuple[int, int], Affine] = field(default_factory=dict, repr=False)
 
     def value(self, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Operand:
         """A new value."""
@@ -65,7 +66,7 @@ class Graph:
                 reason = str(error)
         if reason is not None:
             records = (None,) * len(outputs)
-        elif not isinstance(records[0], Sum | Concat):
+        elif not any(isinstance(record, Sum | Concat) for record in records):
             operands = operands[:1]
         node = Node(
             index=len(self.nodes),
@@ -81,6 +82,21 @@ class Graph:
         for index in set(node.inputs):
             self.readers[index].append(node.index)
         return node
+
+    def map_of(self, record: Map, channels: int) -> Affine:
+        """The map of a record, worked out once."""
+        key = id(record), channels
+        if key not in self.maps:
+            self.maps[key] = record.affine(channels)
+        return self.maps[key]
+
+    def geometry_of(self, node: Node) -> Geometry:
+        """The geometry of a node that is a map of its operand."""
+        record = node.records[0]
+        assert isinstance(record, Map)
+        return self.map_of(
+            record, self.values[node.inputs[0]].shape[1 if record.axis is None else record.axis]
+        ).geometry
 
     def record_of(self, value: int) -> Record | None:
         """What produced a value, where that is linear."""

@@ -114,7 +114,7 @@ def _apply(graph: Graph, record: Record, inputs: list[Fact], node: Node, output:
     """The fact of ``output`` from its operands' facts."""
     match record:
         case Map():
-            fact = _mapped(inputs[0], record, graph.values[node.inputs[0]].ndim)
+            fact = _mapped(graph, inputs[0], record, graph.values[node.inputs[0]].ndim)
         case Identity():
             fact = (
                 inputs[0]
@@ -155,7 +155,7 @@ def _plain(fact: Fact, what: str) -> Fact:
     return fact
 
 
-def _mapped(fact: Fact, record: Map, ndim: int) -> Fact:
+def _mapped(graph: Graph, fact: Fact, record: Map, ndim: int) -> Fact:
     """Compose, if the op's channel axis is the map's."""
     if fact.border is not None:
         raise NotLinear("a border that is not what the map before it makes of zeros")
@@ -163,7 +163,7 @@ def _mapped(fact: Fact, record: Map, ndim: int) -> Fact:
     wanted = here if record.axis is None else record.axis % ndim
     if here is None or here != wanted:
         raise NotLinear(f"its channel axis is {wanted}, the value's is {here}")
-    second = record.affine(fact.geometry.out_channels).lift(fact.geometry.rank)
+    second = graph.map_of(record, fact.geometry.out_channels).lift(fact.geometry.rank)
     if second.rank != fact.geometry.rank:
         raise NotLinear(f"{second.geometry} on a value with {fact.geometry.rank} spatial axes")
     if fact.layout is not None and not (

@@ -53,9 +53,7 @@ class WorkCosts:
         read = sum(prod(self.graph.values[i].shape) for i in node.inputs)
         written = prod(self.graph.values[node.outputs[0]].shape)
         if isinstance(record, Map):
-            shape = self.graph.values[node.inputs[0]].shape
-            axis = 1 if record.axis is None else record.axis
-            geometry = record.affine(shape[axis]).geometry
+            geometry = self.graph.geometry_of(node)
             return cost(geometry, (written // max(geometry.out_channels, 1),))
         return ELEMENT * (read + written)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -30,7 +31,15 @@ class Convolution(Map):
 
 
 def build(
-    x, weight, bias, stride, padding, dilation, groups, transposed=False, output_padding=0
+    x: Any,
+    weight: Any,
+    bias: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: int,
+    transposed: bool = False,
+    output_padding: Any = 0,
 ) -> Convolution:
     """The record of a convolution call in any spelling; ``padding`` holds a number per axis, or a pair."""
     value, rank = operand(x, "the input"), constant(weight, "the weight").ndim - 2

@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass
 from math import isfinite
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from unbranch.affine import Affine, NotLinear
-from unbranch.ops.table import Map, Operand, Record, Sum, along_axis, reads
+from unbranch.ops.table import Map, Operand, Record, Sum, along_axis, operand, reads
 
 Number = int | float
 
@@ -41,7 +42,7 @@ def shifted(value: Operand, offset: Tensor | Number, sign: float = 1.0) -> Scale
     return ScaleShift(scale, numbers, axis)
 
 
-def combined(a: Operand | Tensor | Number, b: Operand | Tensor | Number, fa: float, fb: float) -> Record:
+def combined(a: Any, b: Any, fa: float, fb: float) -> Record:
     """``fa * a + fb * b``, where at least one of them depends on the input."""
     if isinstance(a, Operand) and isinstance(b, Operand):
         if a.shape != b.shape:
@@ -54,18 +55,20 @@ def combined(a: Operand | Tensor | Number, b: Operand | Tensor | Number, fa: flo
     raise NotLinear("a sum that does not depend on the input")
 
 
-def product(a: Operand | Tensor | Number, b: Operand | Tensor | Number) -> ScaleShift:
+def product(a: Any, b: Any) -> ScaleShift:
     """``a * b``, where exactly one of them depends on the input."""
     if isinstance(a, Operand) and isinstance(b, Operand):
         raise NotLinear("a product of two values")
-    return scaled(a, b) if isinstance(a, Operand) else scaled(b, a)
+    if isinstance(a, Operand):
+        return scaled(a, b)
+    return scaled(operand(b, "the product"), a)
 
 
-def quotient(a: Operand | Tensor | Number, b: Operand | Tensor | Number) -> ScaleShift:
+def quotient(a: Any, b: Any) -> ScaleShift:
     """``a / b`` with a constant ``b``."""
     if isinstance(b, Operand):
         raise NotLinear("a division by a value")
-    return scaled(a, 1.0 / (b.double() if isinstance(b, Tensor) else b))
+    return scaled(operand(a, "the dividend"), 1.0 / (b.double() if isinstance(b, Tensor) else b))
 
 
 def _constant(number: Tensor | Number, value: Operand) -> tuple[int | None, Tensor]:

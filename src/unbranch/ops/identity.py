@@ -4,6 +4,13 @@ from unbranch.affine import NotLinear
 from unbranch.ops.table import Identity, Operand, operand, reads
 
 
+def _dropped(x: Operand, p: float, train: bool) -> Identity:
+    operand(x, "the input")
+    if train and p:
+        raise NotLinear("dropout in training")
+    return Identity()
+
+
 @reads("aten.alias.default", "aten.detach.default", "aten.detach_.default", "aten.lift_fresh.default")
 def alias(self: Operand) -> Identity:
     operand(self, "the input")
@@ -25,12 +32,9 @@ def clone(self: Operand, *, memory_format=None) -> Identity:
     "aten.feature_alpha_dropout.default",
 )
 def dropout(input: Operand, p: float, train: bool) -> Identity:
-    operand(input, "the input")
-    if train and p:
-        raise NotLinear("dropout in training")
-    return Identity()
+    return _dropped(input, p, train)
 
 
 @reads("aten.native_dropout.default")
 def native_dropout(input: Operand, p: float, train: bool | None) -> tuple[Identity, None]:
-    return dropout(input, p, bool(train)), None
+    return _dropped(input, p, bool(train)), None

@@ -31,11 +31,11 @@ class Operand:
         return len(self.shape)
 
 
-class Record(ABC):
+class Record:
     """What an op is, once read. The kinds below are all there are; an op is one of them."""
 
 
-class Map(Record):
+class Map(Record, ABC):
     """An op that maps each sample linearly: ``y = W * x + b`` along one channel axis.
 
     ``axis`` is the operand's channel axis, -1 for the last, None where any will do. A record whose `affine` has rank 0

@@ -101,7 +101,7 @@ def emit(affine: Affine, dtype: torch.dtype, like: Tensor | None = None, linear:
         if padding is None:
             layer = nn.Sequential(_pad_layer(g), layer)
     convolution = layer[1] if isinstance(layer, nn.Sequential) else layer
-    convolution.weight, convolution.bias = weight, bias
+    convolution._parameters.update(weight=weight, bias=bias)
     return layer.eval()
 
 

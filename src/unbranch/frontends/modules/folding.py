@@ -231,11 +231,9 @@ def _totals(model: nn.Module, recording: Recording) -> Totals:
 
 def _multiply_adds(recording: Recording, index: int) -> float:
     node = recording.graph.nodes[index]
-    record = node.records[0]
-    if not isinstance(record, Map):
+    if not isinstance(node.records[0], Map):
         return 0.0
-    axis = 1 if record.axis is None else record.axis
-    geometry = record.affine(recording.graph.values[node.inputs[0]].shape[axis]).geometry
+    geometry = recording.graph.geometry_of(node)
     positions = prod(recording.graph.values[node.outputs[0]].shape) // max(1, geometry.out_channels)
     return multiply_adds(geometry, (positions,))
 

@@ -8,11 +8,7 @@ from torch import Tensor, nn
 
 ExampleInputs: TypeAlias = Tensor | Sequence[Any] | Mapping[str, Any] | None
 
-_CONVOLUTIONS: dict[type[nn.Module], tuple[int, ...]] = {
-    nn.Conv1d: (256,),
-    nn.Conv2d: (224, 224),
-    nn.Conv3d: (16, 64, 64),
-}
+_SIZES = {1: (256,), 2: (224, 224), 3: (16, 64, 64)}
 
 
 def arguments(example_inputs: ExampleInputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -33,10 +29,9 @@ def guesses(model: nn.Module) -> Iterator[Tensor]:
         if isinstance(configuration, Mapping) and configuration.get("input_size"):
             yield _pattern((1, *configuration["input_size"]), options)
     for module in model.modules():
-        for kind, size in _CONVOLUTIONS.items():
-            if isinstance(module, kind):
-                yield _pattern((1, module.in_channels, *size), options)
-                return
+        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+            yield _pattern((1, module.in_channels, *_SIZES[len(module.kernel_size)]), options)
+            return
         if isinstance(module, nn.Linear):
             yield _pattern((2, module.in_features), options)
             return

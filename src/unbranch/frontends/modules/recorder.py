@@ -111,6 +111,8 @@ class _Functions(TorchFunctionMode):
 
 
 class Recorder:
+    """Runs a module and writes the graph; `record` is the way to use it for a whole model."""
+
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.paths: dict[int, str] = {}
@@ -128,6 +130,7 @@ class Recorder:
         self.owned = {id(tensor) for tensor in tensors}
 
     def run(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """The model's output."""
         graph = self.recording.graph
         for tensor in tensors_of((args, kwargs)):
             self._name(tensor, graph.value(tensor.shape, tensor.dtype))
@@ -144,6 +147,7 @@ class Recorder:
         self.recording.graph.kept.update(self.values_in(tree))
 
     def values_in(self, tree: Any) -> tuple[int, ...]:
+        """The values that tensors in ``tree`` hold."""
         values = (self.value_of(tensor) for tensor in tensors_of(tree))
         return tuple(value for value in values if value is not None)
 
@@ -349,7 +353,7 @@ def _replaced(tree: Any, replace: Callable[[Tensor], Any]) -> Any:
 
 
 def _key(tensor: Tensor) -> ViewKey:
-    return tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype
+    return int(tensor.storage_offset()), tuple(tensor.shape), tensor.stride(), tensor.dtype
 
 
 def _written(func: Any, args: Any, kwargs: dict[str, Any]) -> list[Tensor]:

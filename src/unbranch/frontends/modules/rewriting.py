@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
+from torch.fx.proxy import TraceError
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from unbranch.affine import NotLinear
@@ -18,7 +19,7 @@ from unbranch.frontends.modules.recorder import Recorder, Recording, attributes_
 from unbranch.frontends.modules.sites import Site
 
 TRACING_ERRORS = (
-    fx.proxy.TraceError,
+    TraceError,
     TypeError,
     AttributeError,
     RuntimeError,
@@ -62,7 +63,7 @@ class _Tracer(fx.Tracer):
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Proxy(node, self)
 
-    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
+    def iter(self, obj: Any) -> Iterator[Any]:
         pieces = (
             obj.node.args[1] if obj.node.target in ("chunk", torch.chunk) and len(obj.node.args) > 1 else None
         )

@@ -1,5 +1,6 @@
 """Put the convolutions in: edits by reference, so that a module that stands in several places is replaced in all of them."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 from itertools import groupby
 
@@ -16,41 +17,65 @@ from unbranch.ops.linear import Linear
 
 
 def write(root: nn.Module, sites: Sequence[Site], recording: Recording, rewriter: Rewriter) -> nn.Module:
-    """Apply the sites, outer modules first. The root is returned, which is another module where it was itself replaced."""
+    """Apply the sites, outer modules first. The root is returned: another module where it was itself replaced."""
     unique = list({site.signature: site for site in sites}.values())
-    unique.sort(key=lambda site: (site.how == "chain", len(list(site.frame.ancestors()))))
-    for _, group in groupby(
-        unique, key=lambda site: (site.how == "graph" and id(site.frame.module)) or id(site)
-    ):
+    unique.sort(key=lambda site: (site.how == "chain", len(list(site.frame.ancestors())), id(site.frame)))
+    writer = _Writer(root, recording)
+    for _, group in groupby(unique, key=lambda site: id(site.frame) if site.how == "graph" else id(site)):
         together = list(group)
         if together[0].how == "graph":
-            layers = [(site, _layer(site, recording)) for site in together]
-            root = _replace(root, together[0].frame.module, rewriter.rewrite(layers))
+            layers = [(site, writer.layer(site)) for site in together]
+            writer.replace(together[0].frame.module, rewriter.rewrite(layers))
         else:
-            root = _write_one(root, together[0], recording)
-    return root
+            writer.write(together[0])
+    return writer.root
 
 
-def _write_one(root: nn.Module, site: Site, recording: Recording) -> nn.Module:
-    for position, step in enumerate(site.steps):
-        module = step.frame.module
-        if position != site.anchor:
-            root = _replace(root, module, _around(step, emptied(module)))
-        elif site.in_place:
-            affine = site.fact.evaluate(recording.graph.device)
-            like = module.weight if isinstance(module.weight, Tensor) else None
-            dtype = recording.graph.values[site.fact.value].dtype
-            module.weight, module.bias = parameters(affine, dtype, like, site.linear)
-        else:
-            root = _replace(root, module, _around(step, _layer(site, recording)))
-    return root
+class _Writer:
+    """Knows who holds each module, so that a replacement costs what it touches."""
 
+    def __init__(self, root: nn.Module, recording: Recording) -> None:
+        self.root, self.recording = root, recording
+        self.holders: dict[int, list[tuple[nn.Module, str]]] = defaultdict(list)
+        self._hold(root)
 
-def _layer(site: Site, recording: Recording) -> nn.Module:
-    """The convolution of a site."""
-    affine = site.fact.evaluate(recording.graph.device)
-    dtype = recording.graph.values[site.fact.value].dtype
-    return emit(affine, dtype, _weight_like(site, recording), site.linear)
+    def _hold(self, top: nn.Module) -> None:
+        for parent in top.modules():
+            for name, child in parent._modules.items():
+                if child is not None:
+                    self.holders[id(child)].append((parent, name))
+
+    def write(self, site: Site) -> None:
+        """One chain or child."""
+        for position, step in enumerate(site.steps):
+            module = step.frame.module
+            if position != site.anchor:
+                self.replace(module, _around(step, emptied(module)))
+            elif site.in_place:
+                affine = site.fact.evaluate(self.recording.graph.device)
+                like = module._parameters["weight"]
+                dtype = self.recording.graph.values[site.fact.value].dtype
+                weight, bias = parameters(affine, dtype, like, site.linear)
+                module._parameters.update(weight=weight, bias=bias)
+            else:
+                self.replace(module, _around(step, self.layer(site)))
+
+    def layer(self, site: Site) -> nn.Module:
+        """The convolution of a site."""
+        affine = site.fact.evaluate(self.recording.graph.device)
+        dtype = self.recording.graph.values[site.fact.value].dtype
+        return emit(affine, dtype, _weight_like(site, self.recording), site.linear)
+
+    def replace(self, old: nn.Module, new: nn.Module) -> None:
+        """Every reference to ``old`` becomes ``new``, which takes over the attributes that it lacks."""
+        _carry_attributes(old, new)
+        if self.root is old:
+            self.root = new
+        for parent, name in self.holders.pop(id(old), ()):
+            if parent._modules.get(name) is old:
+                parent._modules[name] = new
+                self.holders[id(new)].append((parent, name))
+        self._hold(new)
 
 
 def _weight_like(site: Site, recording: Recording) -> Tensor | None:
@@ -61,38 +86,23 @@ def _weight_like(site: Site, recording: Recording) -> Tensor | None:
 
 
 def _around(step: Step, layer: nn.Module) -> nn.Module:
-    """The layer between the module's other calls."""
-    named = [
-        *((_name(call), call.module) for call in step.before),
-        ("conv", layer),
-        *((_name(call), call.module) for call in step.after),
-    ]
-    if len(named) > 1 and type(layer) is nn.Identity:
-        named = [(name, module) for name, module in named if module is not layer]
-    return chain(named)
+    """The layer between the module's other calls; an empty layer is left out where there are others."""
+    before = [(_name(call), call.module) for call in step.before]
+    after = [(_name(call), call.module) for call in step.after]
+    if (before or after) and type(layer) is nn.Identity:
+        return chain([*before, *after])
+    return chain([*before, ("conv", layer), *after])
 
 
 def _name(frame: Frame) -> str:
     return frame.path.rpartition(".")[2]
 
 
-def _replace(root: nn.Module, old: nn.Module, new: nn.Module) -> nn.Module:
-    """Every reference to ``old`` below ``root`` becomes ``new``, which takes over the attributes that ``new`` lacks."""
-    _carry_attributes(old, new)
-    if root is old:
-        return new
-    for parent in list(root.modules()):
-        if parent is new:
-            continue
-        for name, child in list(parent._modules.items()):
-            if child is old:
-                parent._modules[name] = new
-    return root
-
-
 def _carry_attributes(old: nn.Module, new: nn.Module) -> None:
+    """Plain attributes that the new module's own do not need: what a parent may ask its child for."""
+    free = isinstance(new, nn.Sequential | nn.Identity | torch.fx.GraphModule)
     for name, value in vars(old).items():
         if name.startswith("_") or name in vars(new) or isinstance(value, nn.Module | Tensor):
             continue
-        if isinstance(new, nn.Sequential | torch.fx.GraphModule | nn.Identity) or name not in dir(new):
+        if free or name not in dir(new):
             setattr(new, name, value)
