@@ -1,5 +1,7 @@
 """Squeeze-and-excite: channels weighted by what the whole picture holds."""
 
+from typing import no_type_check
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -25,6 +27,7 @@ class SqueezeExcite(nn.Module):
         self.reduce = CONVOLUTIONS[dims](channels, squeezed, 1)
         self.expand = CONVOLUTIONS[dims](squeezed, channels, 1)
 
+    @no_type_check  # a recording would take the check's reading of sizes for ours
     def forward(self, x: Float[Tensor, "n c *size"]) -> Float[Tensor, "n c *size"]:
         """Weigh the channels."""
         pooled = x.mean(dim=tuple(range(2, x.ndim)), keepdim=True)

@@ -2,7 +2,6 @@
 
 import logging
 
-import torch
 from torch import nn
 
 from unbranch.affine import NotLinear
@@ -39,8 +38,6 @@ class Deployable:
         """
         if not isinstance(self, nn.Module):
             raise TypeError(f"Deployable is a mixin for nn.Module, which {type(self).__name__} is not")
-        if any(torch.is_autocast_enabled(device) for device in {p.device.type for p in self.parameters()}):
-            raise ValueError("switch_to_deploy() under autocast would fold rounded weights: call it outside")
         placed = [
             (module, name, child)
             for path, module in self.named_modules()

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from itertools import accumulate
 from operator import mul
-from typing import NamedTuple, TypeAlias, TypedDict, Unpack
+from typing import NamedTuple, TypeAlias, TypedDict, Unpack, no_type_check
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -79,6 +79,7 @@ class Backbone(Deployable, nn.Module):
             classes = options.get("num_classes", 1000)
             self.head = nn.Linear(widths[-1], classes) if classes else nn.Identity()
 
+    @no_type_check  # a recording would take the check's reading of sizes for ours
     def forward(
         self, x: Float[Tensor, "n c h w"]
     ) -> Float[Tensor, "n classes"] | list[Float[Tensor, "n _ _ _"]]:
