@@ -17,9 +17,7 @@ from unbranch.detect.data.check import Split
 from unbranch.detect.errors import InputError
 from unbranch.detect.recipe import Recipe
 
-STILL = Recipe(
-    hue=0.0, saturation=0.0, value=0.0, translate=0.0, scale=0.0, flip_horizontal=0.0, mosaic=0.0
-)
+STILL = Recipe(hue=0.0, saturation=0.0, value=0.0, translate=0.0, scale=0.0, flip_horizontal=0.0, mosaic=0.0)
 
 
 def marked(height: int, width: int, box: tuple[int, int, int, int], grey: int = 114) -> Sample:
@@ -154,13 +152,14 @@ def joined(parts: tuple[Batch, ...]) -> Batch:
         targets.append(shifted)
         seen += len(part.images)
     images = torch.cat([part.images for part in parts])
-    return Batch(images, torch.cat(targets), parts[0].epoch, parts[0].size)
+    pictures = tuple(picture for part in parts for picture in part.key.pictures)
+    return Batch(images, torch.cat(targets), parts[0].key._replace(pictures=pictures))
 
 
 def same(first: list[list[Batch]], second: list[list[Batch]]) -> bool:
     pairs = [pair for one, two in zip(first, second, strict=True) for pair in zip(one, two, strict=True)]
     return all(
-        torch.equal(a.images, b.images) and torch.equal(a.targets, b.targets) and a[2:] == b[2:]
+        torch.equal(a.images, b.images) and torch.equal(a.targets, b.targets) and a.key == b.key
         for a, b in pairs
     )
 

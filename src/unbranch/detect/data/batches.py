@@ -31,12 +31,11 @@ class Key(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """images (n, 3, s, s) uint8; targets (m, 6): picture in the batch, class, x, y, w, h in pixels."""
+    """images (n, 3, s, s) uint8; targets (m, 6): picture in the batch, class, x, y, w, h in pixels; and the key."""
 
     images: UInt8[Tensor, "n 3 h w"]
     targets: Float[Tensor, "m 6"]
-    epoch: int
-    size: int
+    key: Key
 
 
 class EvaluationBatch(NamedTuple):
@@ -127,7 +126,7 @@ class TrainingSet(Dataset[Batch]):
     def __getitem__(self, key: Key) -> Batch:
         """The batch of `key`; the same one whoever asks."""
         samples = [self.sample(key.epoch, picture) for picture in key.pictures]
-        return Batch(torch.stack([one.image for one in samples]), targets(samples), key.epoch, key.size)
+        return Batch(torch.stack([one.image for one in samples]), targets(samples), key)
 
     def sample(self, epoch: int, picture: int) -> Sample:
         """One augmented picture, drawn from (seed, epoch, picture)."""

@@ -7,7 +7,7 @@ import lightning
 import torch
 from torch.utils.data import DataLoader
 
-from unbranch.detect.data.batches import EvaluationSet, TrainingKeys, TrainingSet
+from unbranch.detect.data.batches import Batch, EvaluationBatch, EvaluationSet, TrainingKeys, TrainingSet
 from unbranch.detect.data.check import Split
 from unbranch.detect.data.pictures import InMemory
 from unbranch.detect.schedule import Plan
@@ -51,6 +51,13 @@ class DetectionData(lightning.LightningDataModule):
         return self._loader(
             EvaluationSet(self.val, 2 * self.plan.batch, self.stride, True, rank, ranks), None
         )
+
+    def transfer_batch_to_device(
+        self, batch: Batch | EvaluationBatch, device: torch.device, dataloader_idx: int
+    ) -> Batch | EvaluationBatch:
+        """Pictures travel as bytes; all else of an evaluation batch stays where it is."""
+        moved = batch._replace(images=batch.images.to(device, non_blocking=True))
+        return moved._replace(targets=moved.targets.to(device)) if isinstance(moved, Batch) else moved
 
     def _loader(self, made: TrainingSet | EvaluationSet, keys: TrainingKeys | None) -> DataLoader:
         return DataLoader(

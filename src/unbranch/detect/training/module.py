@@ -65,13 +65,6 @@ class DetectionModule(lightning.LightningModule):
         """One optimizer with three groups; its rates are set for each batch."""
         return make_optimizer(self.network, self.plan)
 
-    def transfer_batch_to_device(
-        self, batch: Batch | EvaluationBatch, device: torch.device, dataloader_idx: int
-    ) -> Batch | EvaluationBatch:
-        """Pictures travel as bytes; all else of an evaluation batch stays where it is."""
-        moved = batch._replace(images=batch.images.to(device, non_blocking=True))
-        return moved._replace(targets=moved.targets.to(device)) if isinstance(moved, Batch) else moved
-
     def on_fit_start(self) -> None:
         """The loss, once it is known how many processes share it."""
         head, recipe = self.network.detect, self.plan.recipe
@@ -98,12 +91,12 @@ class DetectionModule(lightning.LightningModule):
 
     def training_step(self, batch: Batch, index: int) -> None:
         """Forward, loss, backward, and an optimizer step where enough pictures have been seen."""
-        if batch.epoch != self.current_epoch:
-            raise RuntimeError(f"a batch of epoch {batch.epoch} in epoch {self.current_epoch}")
+        if batch.key.epoch != self.current_epoch:
+            raise RuntimeError(f"a batch of epoch {batch.key.epoch} in epoch {self.current_epoch}")
         number = self.current_epoch * self.plan.steps + index
         torch.manual_seed(hash((self.seed, number, self.global_rank)) & 0x7FFF_FFFF)
         rates = self.plan.at(number)
-        images, targets = resized(network_images(batch.images, self.device), batch.targets, batch.size)
+        images, targets = resized(network_images(batch.images, self.device), batch.targets, batch.key.size)
         losses = self.loss(self.network(images), targets)
         self.manual_backward(losses.total)
         self.sums += torch.cat((losses.parts.double().cpu(), torch.ones(1, dtype=torch.float64)))

@@ -19,6 +19,7 @@ from unbranch.detect.checkpoint import load_model
 from unbranch.detect.data.check import Split, check_splits
 from unbranch.detect.data.spec import open_spec
 from unbranch.detect.errors import InputError
+from unbranch.detect.evaluation import validate
 from unbranch.detect.files import replacing
 from unbranch.detect.metrics import Metrics
 from unbranch.detect.schedule import Plan
@@ -27,11 +28,10 @@ from unbranch.detect.training.console import Console, Narrator
 from unbranch.detect.training.data_module import DetectionData, suitable_workers
 from unbranch.detect.training.devices import fast_precision, pick_device
 from unbranch.detect.training.history import History
-from unbranch.detect.training.logs import EventLog, Pictures, write_figures
+from unbranch.detect.training.logs import EventLog, Pictures, require_tensorboard, write_figures
 from unbranch.detect.training.module import DetectionModule
 from unbranch.detect.training.settings import SETTINGS_FILE, Job, Settings
 from unbranch.detect.training.weights import take_weights
-from unbranch.detect.evaluation import validate
 from unbranch.models.yolov5 import Description, YOLOv5, yolov5
 
 
@@ -88,16 +88,21 @@ def _new_job(out: Path, data: Any, model: Any, options: Mapping[str, Any]) -> Jo
     described = description_of(model, settings)
     if _is_first() and (out / SETTINGS_FILE).exists():
         raise InputError(f"{out} holds a training already; resume it, or name another folder")
+    if settings.tensorboard:
+        require_tensorboard()
     if settings.precision == "auto":
         settings = replace(settings, precision=fast_precision(pick_device(settings.accelerator)))
-    if isinstance(data, Mapping):
-        source = {**data, "path": str(Path(data.get("path", ".")).absolute())}
-    else:
-        source = str(Path(data).absolute())
-    job = Job(source, described, settings)
+    job = Job(_lasting(data), described, settings)
     if _is_first():
         job.write(out)
     return job
+
+
+def _lasting(data: str | Path | Mapping[str, Any]) -> str | dict[str, Any]:
+    """The data as it is found from any folder: a training may be resumed from elsewhere."""
+    if isinstance(data, Mapping):
+        return {**data, "path": str(Path(data.get("path", ".")).absolute())}
+    return str(Path(data).absolute())
 
 
 def _resumed_job(out: Path, data: Any, options: Mapping[str, Any]) -> Job:

@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 from unbranch.detect.data.pictures import Kind
 from unbranch.detect.errors import InputError
@@ -65,6 +65,9 @@ class Settings:
             raise InputError(
                 f"size is {self.size}; give a multiple of 32, such as {-(-self.size // 32) * 32}"
             )
+        for name, allowed in (("precision", get_args(Precision)), ("cache", get_args(Kind))):
+            if getattr(self, name) not in allowed:
+                raise InputError(f"{name} is {getattr(self, name)!r}; it can be {', '.join(allowed)}")
         if self.workers != "auto" and self.workers < 0:
             raise InputError(f"workers is {self.workers}; give 0 or more, or 'auto'")
 

@@ -1,0 +1,217 @@
+"""A whole training: what it leaves, that it repeats, resumes after any kill, and says what is wrong."""
+
+import importlib.util
+import json
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.detect.data_sets import squares
+from tests.detect.lives import SETTINGS, differences, finish, rows, start, state
+from unbranch.detect import InputError, train, validate
+from unbranch.detect.checkpoint import load_extra, load_model
+
+EPOCHS = 3
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return squares(tmp_path_factory.mktemp("squares"))
+
+
+@pytest.fixture(scope="module")
+def unbroken(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "unbroken"
+    assert finish(start(folder, data, epochs=EPOCHS, **SETTINGS)) == 0
+    return folder
+
+
+def test_a_training_leaves_everything(unbroken: Path) -> None:
+    assert {path.name for path in unbroken.iterdir()} == {
+        "settings.json", "results.csv", "results.json", "last.ckpt", "last.safetensors", "best.safetensors",
+        "train_batch.jpg", "labels.png", "losses.png", "precision_recall.png", "f1.png", "confusion.png",
+    }  # fmt: skip
+    assert rows(unbroken) == EPOCHS
+    extra = load_extra(unbroken / "last.safetensors")
+    assert (extra["epoch"], extra["names"], extra["size"]) == (EPOCHS, ["red", "green"], 64)
+    assert load_model(unbroken / "best.safetensors").names == ["red", "green"]
+
+
+def test_the_same_again_is_the_same(data: Path, unbroken: Path, tmp_path: Path) -> None:
+    assert finish(start(tmp_path / "again", data, epochs=EPOCHS, **SETTINGS)) == 0
+    assert differences(state(unbroken), state(tmp_path / "again")) == []
+
+
+def test_workers_change_nothing(data: Path, unbroken: Path, tmp_path: Path) -> None:
+    assert finish(start(tmp_path / "two", data, epochs=EPOCHS, workers=2, cache="none", **SETTINGS)) == 0
+    assert differences(state(unbroken), state(tmp_path / "two")) == []
+
+
+def test_another_seed_is_another_training(data: Path, unbroken: Path, tmp_path: Path) -> None:
+    assert finish(start(tmp_path / "other", data, epochs=EPOCHS, **{**SETTINGS, "seed": 4})) == 0
+    assert differences(state(unbroken)["weights"], state(tmp_path / "other")["weights"])
+
+
+def kill_at(folder: Path, data: Path | None, epoch: int, delay: float, **settings: Any) -> bool:
+    """SIGKILL `delay` seconds after the epoch's row has appeared; whether it was still alive then."""
+    process = start(folder, data, **settings)
+    while process.is_alive() and rows(folder) < epoch:
+        time.sleep(0.01)
+    process.join(delay)
+    alive = process.is_alive()
+    process.kill()
+    process.join()
+    assert not alive or process.exitcode == -signal.SIGKILL
+    return alive
+
+
+@pytest.mark.slow
+def test_ten_kills_at_random_moments_change_nothing(data: Path, tmp_path: Path) -> None:
+    settings = {**SETTINGS, "epochs": 12}
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    began = time.monotonic()
+    assert finish(start(whole, data, **settings)) == 0
+    pace = (time.monotonic() - began) / 14
+    draw = np.random.default_rng(11)
+    kills = int(kill_at(broken, data, 0, draw.uniform(0.5, 3) * pace, **settings))
+    while kills < 10:
+        assert rows(broken) < 12, "too few kills before the end"
+        if not (broken / "settings.json").exists():
+            kills += kill_at(broken, data, 0, draw.uniform(0.5, 3) * pace, **settings)
+        else:
+            kills += kill_at(broken, None, rows(broken) + int(draw.integers(2)), draw.uniform(0, 1.5) * pace)
+    assert finish(start(broken)) == 0
+    assert differences(state(whole), state(broken)) == []
+    assert rows(broken) == 12
+    assert (whole / "best.safetensors").read_bytes() == (broken / "best.safetensors").read_bytes()
+    assert not list(broken.glob(".*")), "left-overs of a half-written file"
+
+
+def test_a_finished_training_resumes_to_itself(data: Path, unbroken: Path) -> None:
+    before = state(unbroken)
+    assert finish(start(unbroken)) == 0
+    assert differences(before, state(unbroken)) == []
+
+
+def test_a_full_disk_is_one_line_and_nothing_is_lost(data: Path, unbroken: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "full"
+    assert kill_at(folder, data, 1, 0.0, epochs=EPOCHS, **SETTINGS)
+    kept = {
+        name: (folder / name).read_bytes()
+        for name in ("last.ckpt", "best.safetensors")
+        if (folder / name).exists()
+    }
+    assert finish(start(folder, most_bytes=100_000)) == 2
+    message = folder.with_suffix(".error.txt").read_text()
+    assert "cannot be written" in message
+    assert "\n" not in message
+    for name, content in kept.items():
+        assert (folder / name).read_bytes() == content
+    assert finish(start(folder)) == 0
+    assert differences(state(unbroken), state(folder)) == []
+
+
+def options(**changes: Any) -> dict[str, Any]:
+    return {**SETTINGS, "epochs": 1, "quiet": True, **changes}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"size": 100}, "size is 100; give a multiple of 32, such as 128"),
+        ({"epochs": 0}, "epochs is 0; give at least 1"),
+        ({"epoch": 3}, "no setting 'epoch'; did you mean 'epochs'"),
+        ({"precision": "64"}, "precision is '64'; it can be auto, 32"),
+        ({"cache": "gpu"}, "cache is 'gpu'; it can be"),
+        ({"accelerator": "tpu"}, "accelerator is 'tpu'; it can be"),
+        ({"devices": "none"}, "devices is 'none'"),
+        ({"recipe": {"mosaics": 1}}, "recipe: no setting 'mosaics'"),
+        ({"network": {"block": "acnut"}}, "model: "),
+        ({"model": "yolov9"}, "model: network: 'yolov9'"),
+        ({"weights": "nothing.safetensors"}, "nothing.safetensors: no such file"),
+        ({"folder": "/dev/null/run"}, "/dev/null/run/settings.json: cannot be written"),
+        ({"folder": "/proc/run"}, "/proc/run/settings.json: cannot be written"),
+    ],
+)
+def test_a_wrong_setting_is_one_line(
+    data: Path, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        train(data, **{"folder": str(tmp_path / "run"), **options(**changes)})
+    assert "\n" not in str(caught.value)
+
+
+def test_a_used_folder_is_not_overwritten(data: Path, unbroken: Path) -> None:
+    with pytest.raises(InputError, match="holds a training already; resume it"):
+        train(data, folder=unbroken, **options())
+
+
+def test_resume_needs_a_training_and_nothing_else(data: Path, unbroken: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="holds no training"):
+        train(folder=tmp_path, resume=True)
+    with pytest.raises(InputError, match="has its own data and settings"):
+        train(data, folder=unbroken, resume=True)
+
+
+def test_a_damaged_checkpoint_is_one_line(unbroken: Path, tmp_path: Path) -> None:
+    (tmp_path / "settings.json").write_bytes((unbroken / "settings.json").read_bytes())
+    (tmp_path / "last.ckpt").write_bytes((unbroken / "last.ckpt").read_bytes()[:5000])
+    with pytest.raises(InputError, match=r"last\.ckpt is damaged"):
+        train(folder=tmp_path, resume=True, quiet=True)
+
+
+def test_tensorboard_is_asked_for_and_absent(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name: None if name == "tensorboard" else found(name)
+    )
+    with pytest.raises(InputError, match="tensorboard is asked for and not installed"):
+        train(data, folder=tmp_path / "run", **options(tensorboard=True))
+
+
+def test_trained_weights_are_taken_as_far_as_they_fit(data: Path, unbroken: Path, tmp_path: Path) -> None:
+    result = train(
+        data,
+        folder=tmp_path / "tuned",
+        **options(weights=str(unbroken / "last.safetensors"), recipe={"lr": 0.0}),
+    )
+    first, second = load_model(unbroken / "last.safetensors"), load_model(result.last)
+    name = "detect.maps.0.weight"
+    assert torch.equal(first.state_dict()[name], second.state_dict()[name])
+
+
+def test_validation_of_weights_a_module_and_a_function_agree(data: Path, unbroken: Path) -> None:
+    network = load_model(unbroken / "best.safetensors")
+
+    def predictions(images: torch.Tensor) -> torch.Tensor:
+        return network.detect.decode(network.maps(images))
+
+    results = [
+        validate(weights, data, size=64).metrics
+        for weights in (unbroken / "best.safetensors", network, predictions)
+    ]
+    written = json.loads((unbroken / "results.json").read_text())
+    for metrics in results:
+        assert metrics.map50 == pytest.approx(written["map50"], abs=1e-3)
+        assert metrics.map == pytest.approx(written["map"], abs=1e-3)
+
+
+def test_weights_of_other_classes_are_refused(unbroken: Path, tmp_path: Path) -> None:
+    file = squares(tmp_path, 2, 2)
+    file.write_text("train: images/train\nval: images/val\nnames: [red, green, blue]\n")
+    with pytest.raises(InputError, match="the weights have 2 classes, the data 3"):
+        validate(unbroken / "best.safetensors", file, size=64)
+
+
+@pytest.mark.slow
+def test_it_learns(tmp_path: Path) -> None:
+    data = squares(tmp_path, train=64, val=24)
+    result = train(data, folder=tmp_path / "run", **{**options(), "epochs": 40, "size": 96, "batch": 8})
+    assert result.metrics.map50 > 0.6
