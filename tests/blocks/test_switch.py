@@ -3,11 +3,13 @@
 import copy
 import logging
 import pickle
+from collections.abc import Callable
 from typing import TypeVar
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from tests.support import fold_error, randomize
 from unbranch.affine import NotLinear
@@ -135,7 +137,9 @@ def test_training_mode_is_refused_with_the_path_and_nothing_changes(net: nn.Modu
     late = part(c3, "m.1.cv2", RepVGGBlock)
     late.train()
     modules = list(net.modules())
-    with pytest.raises(ValueError, match=r"^m\.1\.cv2: RepVGGBlock is in training mode.*call eval\(\) first"):
+    with pytest.raises(
+        ValueError, match=r"^m\.1\.cv2 \(RepVGGBlock\): in training mode.*call eval\(\) first"
+    ):
         c3.switch_to_deploy()
     assert list(net.modules()) == modules
     late.eval()
@@ -146,7 +150,7 @@ def test_training_mode_is_refused_with_the_path_and_nothing_changes(net: nn.Modu
 def test_one_norm_in_training_mode_is_enough_to_refuse(net: nn.Module) -> None:
     block = part(net, "model.0", RepVGGBlock)
     block.get_submodule("branches.dense0.norm").train()
-    with pytest.raises(ValueError, match=r"^RepVGGBlock: RepVGGBlock is in training mode"):
+    with pytest.raises(ValueError, match=r"^RepVGGBlock: in training mode"):
         block.switch_to_deploy()
 
 
@@ -229,6 +233,26 @@ def test_compiled_and_exported(compiled_first: bool, net: nn.Module) -> None:
     called = [str(node.target) for node in exported.graph.nodes if node.op == "call_function"]
     assert sum("batch_norm" in name for name in called) == 0
     assert sum("conv2d" in name for name in called) == sum(isinstance(m, nn.Conv2d) for m in net.modules())
+
+
+def test_inference_mode_leaves_parameters_that_can_be_trained(net: nn.Module) -> None:
+    block = part(net, "model.0", RepVGGBlock)
+    with torch.inference_mode():
+        block.switch_to_deploy()
+    block.requires_grad_()
+    block(X).sum().backward()
+    assert block.get_parameter("branches.weight").grad is not None
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, lambda m: AveragedModel(m, use_buffers=True)])
+def test_inside_wrappers(wrap: Callable[[nn.Module], nn.Module], net: nn.Module) -> None:
+    wrapped = wrap(net).eval()
+    before = wrapped(X)
+    for m in wrapped.modules():
+        if isinstance(m, Deployable):
+            m.switch_to_deploy()
+    assert branched(wrapped) == 0
+    assert fold_error(wrapped(X), before) <= 1e-10
 
 
 def test_a_mixin_on_what_is_no_module_is_refused() -> None:

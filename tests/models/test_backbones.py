@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Callable
 
 import pytest
 import timm
@@ -146,6 +147,58 @@ def test_a_whole_network_switches(name: str, generator: torch.Generator) -> None
     assert {type(m) for m in layers} == {nn.Conv2d, nn.ReLU, nn.Linear}
     other = torch.randn(2, 3, 50, 81, dtype=torch.float64, generator=generator)
     assert model(other).shape == (2, 10)
+
+
+def calls(model: nn.Module, x: torch.Tensor) -> list[str]:
+    graph = torch.export.export(model.eval(), (x,)).graph
+    return [str(node.target) for node in graph.nodes if node.op == "call_function"]
+
+
+def by_hand(*layers: nn.Conv2d, width: int) -> nn.Module:
+    stack = [part for conv in layers for part in (conv, nn.ReLU(inplace=True))]
+    return nn.Sequential(*stack, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 1000))
+
+
+def plain_repvgg_a0() -> nn.Module:
+    convs, c_in = [nn.Conv2d(3, 48, 3, 2, 1)], 48
+    for depth, c_out in ((2, 48), (4, 96), (14, 192), (1, 1280)):
+        for i in range(depth):
+            convs.append(nn.Conv2d(c_in, c_out, 3, 2 if i == 0 else 1, 1))
+            c_in = c_out
+    return by_hand(*convs, width=1280)
+
+
+def plain_mobileone_s0() -> nn.Module:
+    convs, c_in = [nn.Conv2d(3, 48, 3, 2, 1)], 48
+    for depth, c_out in ((2, 48), (8, 128), (10, 256), (1, 1024)):
+        for i in range(depth):
+            convs.append(nn.Conv2d(c_in, c_in, 3, 2 if i == 0 else 1, 1, groups=c_in))
+            convs.append(nn.Conv2d(c_in, c_out, 1))
+            c_in = c_out
+    return by_hand(*convs, width=1024)
+
+
+@pytest.mark.parametrize(
+    ("name", "plain"), [("repvgg_a0", plain_repvgg_a0), ("mobileone_s0", plain_mobileone_s0)]
+)
+def test_the_deployed_network_is_the_plain_one(name: str, plain: Callable[[], nn.Module], generator) -> None:
+    """Written by hand it has the same layers in the same order, and takes the deployed one's tensors as they are."""
+    model = create(name)
+    x = torch.randn(1, 3, 65, 47, generator=generator)
+    randomize(model, generator, x)
+    model.eval().switch_to_deploy()
+    hand = plain().eval()
+    hand.load_state_dict(dict(zip(hand.state_dict(), model.state_dict().values(), strict=True)))
+    assert fold_error(model(x), hand(x)) <= 1e-6
+    ours, theirs = calls(model, x), calls(hand, x)
+    pooling = {
+        "aten.mean.dim",
+        "aten.adaptive_avg_pool2d.default",
+        "aten.flatten.using_ints",
+        "aten.view.default",
+    }
+    assert [op for op in ours if op not in pooling] == [op for op in theirs if op not in pooling]
+    assert len(ours) <= len(theirs)
 
 
 def test_blocks_of_another_kind(generator: torch.Generator) -> None:

@@ -104,9 +104,7 @@ class Block(Deployable, nn.Module):
         if not isinstance(self.branches, Branches):
             return {}
         if any(module.training for module in self.branches.modules()):
-            raise ValueError(
-                f"{type(self).__name__} is in training mode, where a norm is no fixed map: call eval() first"
-            )
+            raise ValueError("in training mode, where a norm is no fixed map: call eval() first")
         return {"branches": to_convolution(self.branches, self._example())}
 
     def _example(self) -> Tensor:

@@ -2,6 +2,7 @@
 
 import logging
 
+import torch
 from torch import nn
 
 from unbranch.affine import NotLinear
@@ -28,10 +29,10 @@ class Deployable:
     def switch_to_deploy(self) -> None:
         """Fold each block inside, this module included, to its one convolution: same outputs in eval mode.
 
-        In place; classes, hooks and attributes of all containers stay, parts in deploy form already are left
-        alone, and a second call does nothing. All or nothing: every convolution is computed before the first
-        one is placed. Safe inside a loop over ``model.modules()``. There is no way back to the branches: keep
-        a copy to train on.
+        In place; classes, hooks and attributes of all containers stay, hooks on a branch go with the branch.
+        Parts in deploy form already are left alone, so a second call does nothing. All or nothing: every
+        convolution is computed before the first one is placed. Safe inside a loop over ``model.modules()``.
+        There is no way back to the branches: keep a copy to train on.
 
         Raises ValueError in training mode and under autocast, NotLinear (a ValueError) for branches that are
         no convolution, TypeError on what is no ``nn.Module``.
@@ -54,9 +55,12 @@ class Deployable:
 def _children_of(path: str, module: nn.Module) -> dict[str, nn.Module]:
     if not isinstance(module, Deployable):
         return {}
+    where = f"{path} ({type(module).__name__})" if path else type(module).__name__
     try:
-        return module.deploy_children()
+        # Inside inference mode too the parameters must be ones that can be trained later.
+        with torch.inference_mode(False):
+            return module.deploy_children()
     except NotLinear as error:
-        raise NotLinear(f"{path or type(module).__name__}: {error}") from error
+        raise NotLinear(f"{where}: {error}") from error
     except ValueError as error:
-        raise ValueError(f"{path or type(module).__name__}: {error}") from error
+        raise ValueError(f"{where}: {error}") from error
