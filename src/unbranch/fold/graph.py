@@ -94,9 +94,9 @@ class Graph:
         """The geometry of a node that is a map of its operand."""
         record = node.records[0]
         assert isinstance(record, Map)
-        return self.map_of(
-            record, self.values[node.inputs[0]].shape[1 if record.axis is None else record.axis]
-        ).geometry
+        shape = self.values[node.inputs[0]].shape
+        axis = record.axis if record.axis is not None else min(1, len(shape) - 1)
+        return self.map_of(record, shape[axis] if shape else 1).geometry
 
     def record_of(self, value: int) -> Record | None:
         """What produced a value, where that is linear."""

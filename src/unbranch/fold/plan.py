@@ -8,7 +8,7 @@ way to cut it: left alone, split at a value that every path crosses, or each ope
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import prod
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from unbranch.affine import ELEMENT, cost
 from unbranch.fold.facts import Fact
@@ -17,6 +17,7 @@ from unbranch.fold.interpret import Interpretation
 from unbranch.ops import Identity, Map, Permute, Reshape, Slice, Write
 
 
+@runtime_checkable
 class Costs(Protocol):
     """What the planner compares. Both are in the same unit, whatever it is."""
 

@@ -2,6 +2,8 @@
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from math import isfinite
 from typing import Any, TypeAlias
 
 import torch
@@ -26,10 +28,23 @@ RUN_ERRORS = (
 """What a network may raise for an input that it does not take."""
 
 
+ROUNDING = 4.0
+"""How many times the network's own rounding error two correct evaluations of it may differ."""
+
+
 def compare(
-    before: Run, after: Run, args: Sequence[Any], kwargs: Mapping[str, Any], stored: torch.dtype | None = None
+    before: Run,
+    after: Run,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    stored: torch.dtype | None = None,
+    exact: Mapping[str, Tensor] | None = None,
 ) -> list[Check]:
-    """One run of each; every output tensor checked. ``stored`` is the dtype of the weights where they run in a wider one."""
+    """One run of each; every output tensor checked.
+
+    ``stored`` is the dtype of the weights where they run in a wider one. ``exact`` holds the outputs of ``before`` in float64: where
+    rounding alone moves an output by more than the limit, the limit is `ROUNDING` times that.
+    """
     with torch.no_grad():
         expected = dict(tensors_in(before(*args, **kwargs)))
         found = dict(tensors_in(after(*args, **kwargs)))
@@ -41,9 +56,15 @@ def compare(
             continue
         tensor = expected[path]
         tolerance = TOLERANCES.get(stored or tensor.dtype, 0.0)
+        if exact is not None and path in exact and tensor.is_floating_point():
+            tolerance = max(tolerance, _finite(ROUNDING * fold_error(tensor, exact[path])))
         error = fold_error(found[path], tensor)
         checks.append(Check(path, tuple(tensor.shape), _name(tensor.dtype, stored), size, error, tolerance))
     return checks
+
+
+def _finite(number: float) -> float:
+    return number if isfinite(number) else 0.0
 
 
 def _name(dtype: torch.dtype, stored: torch.dtype | None) -> str:
@@ -68,34 +89,71 @@ def verify_modules(
     for name, module in (("before", before), ("after", after)):
         if module.training:
             raise ValueError(f"the model {name} folding is in training mode: call eval() first")
-    checks = compare(before, after, args, kwargs)
     notes: list[str] = []
     others, why = _other_inputs(before, args, kwargs, sizes)
     if why:
         notes.append(why)
-    for other_args, other_kwargs in others:
-        checks += _compare_other(before, after, other_args, other_kwargs)
+    inputs = [(args, kwargs), *others]
     stored = next((p.dtype for p in after.parameters() if p.is_floating_point()), None)
+    wide: list[Check] = []
+    exact: list[dict[str, Tensor] | None] = [None] * len(inputs)
     worst = None
     try:
         wide_before, wide_after = copy.deepcopy(before).double(), copy.deepcopy(after).double()
-        for some_args, some_kwargs in [(args, kwargs), *others]:
-            found = compare(wide_before, wide_after, _double(some_args), _double(some_kwargs), stored)
-            checks += [check for check in found if check not in checks]
+        for position, (some, named) in enumerate(inputs):
+            with torch.no_grad():
+                exact[position] = dict(tensors_in(wide_before(*_double(some), **_double(named))))
+            if stored is not torch.float64:
+                wide += _wide(before, wide_before, wide_after, (some, named), stored, exact[position])
         if report is not None:
             worst = _worst_place(wide_before, wide_after, _double(args), _double(kwargs), report)
     except RUN_ERRORS as error:
-        notes.append(f"not run in float64: {str(error).splitlines()[0]}")
+        notes.append(f"not run in float64: {_first_line(error)}")
+    checks = compare(before, after, args, kwargs, exact=exact[0])
+    for (some, named), reference in zip(others, exact[1:], strict=True):
+        checks += _compare_other(before, after, some, named, reference)
+    checks += wide
+    raised = [check for check in checks if check.tolerance > TOLERANCES.get(stored or torch.float32, 0.0)]
+    if raised:
+        notes.append(
+            f"rounding alone moves {len(raised)} of the outputs of the network as it was by more than the limit: "
+            f"there the limit is {ROUNDING:.0f} times that"
+        )
     return Certificate(tuple(checks), tuple(notes), worst)
 
 
-def _compare_other(before: Run, after: Run, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Check]:
+def _wide(
+    before: Run,
+    wide_before: Run,
+    wide_after: Run,
+    inputs: tuple[Sequence[Any], Mapping[str, Any]],
+    stored: torch.dtype | None,
+    exact: Mapping[str, Tensor] | None,
+) -> list[Check]:
+    """The stored weights in float64 arithmetic, with the limit that the stored dtype's rounding sets."""
+    some, named = inputs
+    checks = compare(wide_before, wide_after, _double(some), _double(named), stored)
+    limits = {c.output: c.tolerance for c in compare(before, before, some, named, exact=exact)}
+    return [replace(check, tolerance=max(check.tolerance, limits.get(check.output, 0.0))) for check in checks]
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error)
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+def _compare_other(
+    before: Run,
+    after: Run,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    exact: Mapping[str, Tensor] | None,
+) -> list[Check]:
     """At another size, which ``before`` is known to take; if ``after`` does not, that is a failure and no exception."""
     try:
-        return compare(before, after, args, kwargs)
+        return compare(before, after, args, kwargs, exact=exact)
     except RUN_ERRORS as error:
-        text = str(error).splitlines()[0]
-        return [Check(f"raised: {text}", (), "none", _size_of(args, kwargs), float("inf"), 0.0)]
+        return [Check(f"raised: {_first_line(error)}", (), "none", _size_of(args, kwargs), float("inf"), 0.0)]
 
 
 def _other_inputs(
@@ -113,7 +171,7 @@ def _other_inputs(
             with torch.no_grad():
                 before(*other[0], **other[1])
         except RUN_ERRORS as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            reason = _first_line(error)
             continue
         return [other], None
     return [], f"no second size: the network takes only {_size_of(args, kwargs)} ({reason})"
