@@ -3,8 +3,24 @@
 from collections.abc import Sequence
 from math import prod
 
+import torch
+from torch import Tensor
+
 from unbranch.affine import NotLinear
-from unbranch.ops.table import Concat, Identity, Operand, Permute, Record, Reshape, Take, operand, reads
+from unbranch.ops.table import (
+    Argument,
+    Concat,
+    Identity,
+    Operand,
+    Pad,
+    Permute,
+    Record,
+    Reshape,
+    Take,
+    constant,
+    operand,
+    reads,
+)
 
 
 def reshaped(x: Operand, shape: Sequence[int]) -> Reshape:
@@ -27,6 +43,22 @@ def joined(values: Sequence[Operand], axis: int) -> Record:
     if len(parts) == 1:
         return Identity()
     return Concat(axis % parts[0].ndim)
+
+
+def framed(values: Sequence[Argument], axis: int) -> Pad:
+    """One value between constants: a border of them."""
+    at = [i for i, value in enumerate(values) if isinstance(value, Operand)]
+    if len(at) != 1:
+        raise NotLinear(f"a concatenation of {len(at)} values and {len(values) - len(at)} constants")
+    ndim = operand(values[at[0]], "the framed value").ndim
+    axis %= ndim
+    if axis < 2:
+        raise NotLinear(f"a constant beside a value along axis {axis}, which is not spatial")
+    before = [part for part in values[: at[0]] if isinstance(part, Tensor)]
+    after = [part for part in values[at[0] + 1 :] if isinstance(part, Tensor)]
+    sides = tuple(sum(part.shape[axis] for part in parts) for parts in (before, after))
+    pads = tuple((sides[0], sides[1]) if i == axis else (0, 0) for i in range(ndim))
+    return Pad(pads, torch.cat([*before, *after], dim=axis))
 
 
 @reads("aten.view.default", "aten._unsafe_view.default")
@@ -101,3 +133,47 @@ def channel_shuffle(self: Operand, groups: int) -> Take:
 @reads("aten.cat.default", "aten.concat.default", "aten.concatenate.default")
 def cat(tensors: Sequence[Operand], dim: int = 0) -> Record:
     return joined(tensors, dim)
+
+
+@reads("onnx.Concat")
+def onnx_concat(*inputs: Argument, axis: int) -> Record:
+    if all(isinstance(value, Operand) for value in inputs):
+        return joined([value for value in inputs if isinstance(value, Operand)], axis)
+    return framed(inputs, axis)
+
+
+@reads("onnx.Reshape")
+def onnx_reshape(data: Argument, shape: Argument, *, allowzero: int = 0) -> Reshape:
+    value = operand(data, "the input")
+    target = constant(shape, "the shape").tolist()
+    if not allowzero:
+        target = [value.shape[i] if n == 0 else n for i, n in enumerate(target)]
+    return reshaped(value, target)
+
+
+@reads("onnx.Transpose")
+def onnx_transpose(data: Argument, *, perm: Sequence[int] | None = None) -> Permute:
+    value = operand(data, "the input")
+    return permute(value, tuple(reversed(range(value.ndim))) if perm is None else perm)
+
+
+@reads("onnx.Flatten")
+def onnx_flatten(input: Argument, *, axis: int = 1) -> Reshape:
+    shape = operand(input, "the input").shape
+    at = axis + len(shape) if axis < 0 else axis
+    return Reshape((prod(shape[:at]), prod(shape[at:])))
+
+
+@reads("onnx.Squeeze")
+def onnx_squeeze(data: Argument, axes: Argument = None) -> Reshape:
+    if axes is None:
+        raise NotLinear("a squeeze of whatever axes are 1")
+    return squeeze(operand(data, "the input"), constant(axes, "the axes").flatten().tolist())
+
+
+@reads("onnx.Unsqueeze")
+def onnx_unsqueeze(data: Argument, axes: Argument) -> Reshape:
+    own = list(operand(data, "the input").shape)
+    given = constant(axes, "the axes").flatten().tolist()
+    new = {axis % (len(own) + len(given)) for axis in given}
+    return Reshape(tuple(1 if i in new else own.pop(0) for i in range(len(own) + len(given))))

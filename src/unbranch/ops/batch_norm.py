@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from unbranch.affine import Affine, NotLinear
-from unbranch.ops.table import Map, Operand, constant, operand, reads
+from unbranch.ops.table import Argument, Map, Operand, constant, operand, reads
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,3 +89,18 @@ def cudnn_batch_norm(
     epsilon: float,
 ) -> tuple[BatchNorm, None, None, None]:
     return build(input, weight, bias, running_mean, running_var, training, epsilon), None, None, None
+
+
+@reads("onnx.BatchNormalization")
+def onnx_batch_normalization(
+    X: Argument,
+    scale: Argument,
+    B: Argument,
+    input_mean: Argument,
+    input_var: Argument,
+    *,
+    epsilon: float = 1e-5,
+    momentum: float = 0.9,
+    training_mode: int = 0,
+) -> BatchNorm:
+    return build(X, scale, B, input_mean, input_var, bool(training_mode), epsilon)

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from unbranch.affine import Affine, NotLinear
-from unbranch.ops.table import Map, Operand, constant, operand, per_axis, reads
+from unbranch.ops.table import Argument, Map, Operand, constant, onnx_padding, operand, per_axis, reads
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,3 +104,47 @@ def conv_transpose(
 ) -> Convolution:
     pads = per_axis(padding, constant(weight, "the weight").ndim - 2)
     return build(input, weight, bias, stride, pads, dilation, groups, True, output_padding)
+
+
+@reads("onnx.Conv")
+def onnx_conv(
+    X: Argument,
+    W: Argument,
+    B: Argument = None,
+    *,
+    auto_pad: str = "NOTSET",
+    dilations: Sequence[int] | None = None,
+    group: int = 1,
+    kernel_shape: Sequence[int] | None = None,
+    pads: Sequence[int] | None = None,
+    strides: Sequence[int] | None = None,
+) -> Convolution:
+    kernel = constant(W, "the weight").shape[2:]
+    stride, dilation = strides or (1,) * len(kernel), dilations or (1,) * len(kernel)
+    size = operand(X, "the input").shape[2:]
+    padding = onnx_padding(size, kernel, stride, dilation, auto_pad, pads)
+    return build(X, W, B, stride, padding, dilation, group)
+
+
+@reads("onnx.ConvTranspose")
+def onnx_conv_transpose(
+    X: Argument,
+    W: Argument,
+    B: Argument = None,
+    *,
+    auto_pad: str = "NOTSET",
+    dilations: Sequence[int] | None = None,
+    group: int = 1,
+    kernel_shape: Sequence[int] | None = None,
+    output_padding: Sequence[int] | None = None,
+    output_shape: Sequence[int] | None = None,
+    pads: Sequence[int] | None = None,
+    strides: Sequence[int] | None = None,
+) -> Convolution:
+    kernel = constant(W, "the weight").shape[2:]
+    ones = (1,) * len(kernel)
+    if output_shape is not None or auto_pad not in ("NOTSET", "VALID"):
+        raise NotLinear("a transposed convolution whose padding follows from the size of its output")
+    padding = onnx_padding((), kernel, ones, ones, auto_pad, pads)
+    extra = output_padding or (0,) * len(kernel)
+    return build(X, W, B, strides or ones, padding, dilations or ones, group, True, extra)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from unbranch.affine import Affine, NotLinear
-from unbranch.ops.table import Map, Operand, Record, Sum, along_axis, operand, reads
+from unbranch.ops.table import Argument, Map, Operand, Record, Sum, along_axis, operand, reads
 
 Number = int | float
 
@@ -112,3 +112,41 @@ def div(self, other) -> Record:
 @reads("aten.neg.default", "aten.neg_.default")
 def neg(self: Operand) -> Record:
     return scaled(self, -1.0)
+
+
+@reads("onnx.Add")
+def onnx_add(A: Argument, B: Argument) -> Record:
+    return combined(A, B, 1, 1)
+
+
+@reads("onnx.Sub")
+def onnx_sub(A: Argument, B: Argument) -> Record:
+    return combined(A, B, 1, -1)
+
+
+@reads("onnx.Mul")
+def onnx_mul(A: Argument, B: Argument) -> Record:
+    return product(A, B)
+
+
+@reads("onnx.Div")
+def onnx_div(A: Argument, B: Argument) -> Record:
+    return quotient(A, B)
+
+
+@reads("onnx.Neg")
+def onnx_neg(X: Argument) -> Record:
+    return scaled(operand(X, "the input"), -1.0)
+
+
+@reads("onnx.Sum")
+def onnx_sum(*data_0: Argument) -> Record:
+    values = [part for part in data_0 if isinstance(part, Operand)]
+    if len(values) < len(data_0):
+        offsets = [part for part in data_0 if isinstance(part, Tensor)]
+        if len(values) > 1:
+            raise NotLinear(f"a sum of {len(values)} values and {len(offsets)} constants in one op")
+        return combined(values[0], sum(offsets[1:], offsets[0]), 1, 1)
+    if any(value.shape != values[0].shape for value in values):
+        raise NotLinear(f"a sum that broadcasts {', '.join(str(value.shape) for value in values)}")
+    return Sum((1.0,) * len(values))

@@ -1,7 +1,7 @@
 """Ops that return their operand: copies, aliases, and dropout in evaluation."""
 
 from unbranch.affine import NotLinear
-from unbranch.ops.table import Identity, Operand, operand, reads
+from unbranch.ops.table import Argument, Identity, Operand, constant, operand, reads
 
 
 def _dropped(x: Operand, p: float, train: bool) -> Identity:
@@ -38,3 +38,48 @@ def dropout(input: Operand, p: float, train: bool) -> Identity:
 @reads("aten.native_dropout.default")
 def native_dropout(input: Operand, p: float, train: bool | None) -> tuple[Identity, None]:
     return _dropped(input, p, bool(train)), None
+
+
+@reads("onnx.Identity")
+def onnx_identity(input: Argument) -> Identity:
+    return alias(operand(input, "the input"))
+
+
+@reads("onnx.Dropout")
+def onnx_dropout(
+    data: Argument,
+    ratio: Argument = None,
+    training_mode: Argument = None,
+    *,
+    seed: int | None = None,
+) -> Identity:
+    training = constant(training_mode, "the training mode")
+    share = constant(ratio, "the ratio")
+    return dropout(
+        operand(data, "the input"),
+        0.5 if share is None else float(share),
+        training is not None and bool(training),
+    )
+
+
+@reads("onnx.Cast")
+def onnx_cast(input: Argument, *, to: int, saturate: int = 1, round_mode: str = "up") -> Identity:
+    return alias(
+        operand(input, "the input")
+    )  # a cast that changes the type is refused with the types of its input and output
+
+
+@reads("onnx.CastLike")
+def onnx_cast_like(
+    input: Argument, target_type: Argument, *, saturate: int = 1, round_mode: str = "up"
+) -> Identity:
+    return alias(operand(input, "the input"))
+
+
+@reads("onnx.Expand")
+def onnx_expand(input: Argument, shape: Argument) -> Identity:
+    target, own = constant(shape, "the shape").tolist(), operand(input, "the input").shape
+    lead = len(own) - len(target)
+    if lead < 0 or any(n not in (1, own[lead + i]) for i, n in enumerate(target)):
+        raise NotLinear(f"an expansion of {own} to {tuple(target)}")
+    return Identity()

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from unbranch.affine import Affine, NotLinear
-from unbranch.ops.table import Map, Operand, along_axis, constant, operand, reads
+from unbranch.ops.table import Argument, Map, Operand, along_axis, constant, operand, reads
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,6 +19,17 @@ class Linear(Map):
     def affine(self, channels: int) -> Affine:
         """The matrix, as one group."""
         return Affine.pointwise(self.weight.unsqueeze(0), self.bias, rank=0)
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelMatrix(Map):
+    """A matrix (out, in) from the left on values (batch, channels, length): it mixes axis 1."""
+
+    weight: Tensor
+
+    def affine(self, channels: int) -> Affine:
+        """The matrix, as one group."""
+        return Affine.pointwise(self.weight.unsqueeze(0), rank=0)
 
 
 def build(x, weight, bias, alpha: float = 1.0, beta: float = 1.0) -> Linear:
@@ -47,3 +58,29 @@ def matmul(self: Operand, mat2: Tensor) -> Linear:
     if constant(mat2, "the right-hand matrix").ndim != 2:
         raise NotLinear(f"a product with a matrix of shape {tuple(mat2.shape)}")
     return build(self, mat2.t(), None)
+
+
+@reads("onnx.MatMul")
+def onnx_matmul(A: Argument, B: Argument) -> Linear | ChannelMatrix:
+    if isinstance(B, Operand) and isinstance(A, Tensor):
+        if A.ndim != 2 or B.ndim != 3:
+            raise NotLinear(f"a matrix of shape {tuple(A.shape)} times a value of shape {B.shape}")
+        return ChannelMatrix(A)
+    return matmul(operand(A, "the left-hand side"), constant(B, "the right-hand matrix"))
+
+
+@reads("onnx.Gemm")
+def onnx_gemm(
+    A: Argument,
+    B: Argument,
+    C: Argument = None,
+    *,
+    alpha: float = 1.0,
+    beta: float = 1.0,
+    transA: int = 0,
+    transB: int = 0,
+) -> Linear:
+    if transA:
+        raise NotLinear("a product with the transposed value")
+    weight = constant(B, "the matrix")
+    return build(A, weight if transB else weight.t(), C, alpha, beta)

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 import torch
 
 from unbranch.affine import Affine, NotLinear
-from unbranch.ops.table import Map, Operand, Pad, Record, operand, reads
+from unbranch.ops.table import Argument, Map, Operand, Pad, Record, constant, operand, reads
 
 _MODES = {"reflect": "reflect", "replicate": "replicate", "circular": "circular"}
+_ONNX_MODES = {"reflect": "reflect", "edge": "replicate", "wrap": "circular"}
 
 
 @dataclass(frozen=True)
@@ -71,3 +72,25 @@ def replication_pad(self: Operand, padding: Sequence[int]) -> MirroredPad:
 @reads("aten._pad_circular.default")
 def pad_circular(self: Operand, pad: Sequence[int]) -> MirroredPad:
     return mirrored(self, pairs(pad, operand(self, "the input").ndim), "circular")
+
+
+@reads("onnx.Pad")
+def onnx_pad(
+    data: Argument,
+    pads: Argument,
+    constant_value: Argument = None,
+    axes: Argument = None,
+    *,
+    mode: str = "constant",
+) -> Record:
+    value = operand(data, "the input")
+    ndim = value.ndim
+    sides = constant(pads, "the padding").tolist()
+    chosen = list(range(ndim)) if axes is None else constant(axes, "the axes").tolist()
+    half = len(sides) // 2
+    given = {a % ndim: (sides[i], sides[half + i]) for i, a in enumerate(chosen)}
+    every = tuple(given.get(axis, (0, 0)) for axis in range(ndim))
+    if mode == "constant":
+        filling = constant(constant_value, "the constant")
+        return bordered(value, every, 0.0 if filling is None else float(filling))
+    return mirrored(value, every, _ONNX_MODES[mode])

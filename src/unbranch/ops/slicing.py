@@ -2,10 +2,22 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from unbranch.affine import NotLinear
-from unbranch.ops.table import Operand, Slice, Take, Write, constant, operand, reads
+from unbranch.ops.table import (
+    Argument,
+    Identity,
+    Operand,
+    Record,
+    Slice,
+    Take,
+    Write,
+    constant,
+    operand,
+    reads,
+)
 
 _END = 2**31 - 1
 
@@ -87,3 +99,74 @@ def slice_scatter(self: Operand, src: Tensor, dim: int = 0, start=None, end=None
         raise NotLinear(f"a write with step {step}")
     constant(src, "what is written")
     return Write(dim % value.ndim, start or 0, None if end is None or end >= _END else end, src)
+
+
+@reads("onnx.Slice")
+def onnx_slice(
+    data: Argument,
+    starts: Argument,
+    ends: Argument,
+    axes: Argument = None,
+    steps: Argument = None,
+) -> Record:
+    """Bounds are counted from the nearer end, so that the same slice reads alike at every size."""
+    shape = operand(data, "the input").shape
+    first, last = constant(starts, "the starts").tolist(), constant(ends, "the ends").tolist()
+    where = list(range(len(first))) if axes is None else constant(axes, "the axes").tolist()
+    step = [1] * len(first) if steps is None else constant(steps, "the steps").tolist()
+    found = []
+    for start, stop, axis, by in zip(first, last, where, step, strict=True):
+        size = shape[axis]
+        if by < 1:
+            raise NotLinear(f"a slice with step {by}")
+        begin, end, _ = slice(start, stop).indices(size)
+        if (begin, end, by) != (0, size, 1):
+            from_end = None if end >= size else end - size
+            found.append(Slice(axis % len(shape), begin, end if axis % len(shape) == 1 else from_end, by))
+    if len(found) > 1:
+        raise NotLinear(f"a slice along {len(found)} axes at once")
+    return found[0] if found else Identity()
+
+
+@reads("onnx.Split")
+def onnx_split(
+    input: Argument, split: Argument = None, *, axis: int = 0, num_outputs: int | None = None
+) -> tuple[Slice, ...]:
+    if split is not None:
+        return pieces(operand(input, "the input"), constant(split, "the sizes").tolist(), axis)
+    value = operand(input, "the input")
+    if num_outputs is None:
+        raise NotLinear("a split without sizes or their number")
+    return even_pieces(value, -(-value.shape[axis] // num_outputs), axis)
+
+
+@reads("onnx.Gather")
+def onnx_gather(data: Argument, indices: Argument, *, axis: int = 0) -> Take:
+    shape = operand(data, "the input").shape
+    chosen = constant(indices, "the indices")
+    if chosen.ndim != 1:
+        raise NotLinear(f"a gather by indices of shape {tuple(chosen.shape)}")
+    return Take(axis % len(shape), tuple((chosen % shape[axis]).tolist()))
+
+
+@reads("onnx.ScatterND")
+def onnx_scatter_nd(
+    data: Argument, indices: Argument, updates: Argument, *, reduction: str = "none"
+) -> Write:
+    """A write whose positions fill a slab across one axis, in order: what assignment to a slice is exported to."""
+    shape = operand(data, "the input").shape
+    value, at = constant(updates, "what is written"), constant(indices, "the indices")
+    if reduction != "none":
+        raise NotLinear(f"a scatter that reduces by {reduction}")
+    depth = at.shape[-1]
+    points = at.reshape(-1, depth) % torch.tensor(shape[:depth])
+    low, high = points.amin(0), points.amax(0)
+    spans = (high - low + 1).tolist()
+    box = torch.cartesian_prod(*(torch.arange(int(a), int(b) + 1) for a, b in zip(low, high, strict=True)))
+    if not torch.equal(box.reshape(-1, depth), points):
+        raise NotLinear("a scatter to positions that are no slab")
+    partial = [axis for axis in range(depth) if spans[axis] != shape[axis]]
+    if len(partial) != 1:
+        raise NotLinear(f"a scatter into a box that is partial along {len(partial)} axes")
+    axis = partial[0]
+    return Write(axis, int(low[axis]), int(high[axis]) + 1, value.reshape(*spans, *shape[depth:]))

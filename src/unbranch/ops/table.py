@@ -9,7 +9,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -102,10 +102,13 @@ class Identity(Record):
 
 @dataclass(frozen=True)
 class Pad(Record):
-    """A border of a constant: ``pads`` is a (before, after) pair for each axis of the operand."""
+    """A border of a constant: ``pads`` is a (before, after) pair for each axis of the operand.
+
+    A tensor ``value`` has the operand's axes and must be the same at every position of a channel.
+    """
 
     pads: tuple[tuple[int, int], ...]
-    value: float = 0.0
+    value: float | Tensor = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,7 +124,11 @@ class Write(Record):
     value: Tensor
 
 
+Argument: TypeAlias = Operand | Tensor | None
+"""An input of an ONNX op: a value, a constant, or left out; which of them it must be is for the reader to say."""
+
 Reader = Callable[..., Record | tuple[Record | None, ...]]
+AnyReader = TypeVar("AnyReader", bound=Reader)
 
 
 @dataclass(frozen=True)
@@ -136,14 +143,14 @@ class Entry:
 TABLE: dict[str, Entry] = {}
 
 
-def reads(*spellings: str) -> Callable[[Reader], Reader]:
+def reads(*spellings: str) -> Callable[[AnyReader], AnyReader]:
     """Register a reader for spellings such as ``aten.relu.default`` or ``onnx.Relu``.
 
     Raises:
         ValueError: a spelling has a reader already.
     """
 
-    def register(reader: Reader) -> Reader:
+    def register(reader: AnyReader) -> AnyReader:
         for spelling in spellings:
             if spelling in TABLE:
                 raise ValueError(
@@ -192,6 +199,34 @@ def per_axis(value: int | Sequence[int], rank: int) -> tuple[int, ...]:
     if len(values) not in (1, rank):
         raise NotLinear(f"{values} for {rank} axes")
     return values * rank if len(values) == 1 else values
+
+
+def onnx_padding(
+    size: Sequence[int],
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    dilation: Sequence[int],
+    auto_pad: str,
+    pads: Sequence[int] | None,
+) -> list[tuple[int, int]]:
+    """ONNX's padding of a window op as a (before, after) pair per axis: ``pads`` lists all befores, then all afters.
+
+    ``SAME`` pads so that the output has ceil(size / stride) positions, an odd total with one more after (UPPER) or before (LOWER).
+    """
+    rank = len(kernel)
+    if auto_pad == "NOTSET":
+        sides = list(pads or (0,) * 2 * rank)
+        return list(zip(sides[:rank], sides[rank:], strict=True))
+    if auto_pad == "VALID":
+        return [(0, 0)] * rank
+    if auto_pad not in ("SAME_UPPER", "SAME_LOWER"):
+        raise NotLinear(f"auto_pad {auto_pad!r}")
+    result = []
+    for n, k, s, d in zip(size, kernel, stride, dilation, strict=True):
+        total = max(0, (-(-n // s) - 1) * s + d * (k - 1) + 1 - n)
+        smaller = total // 2
+        result.append((smaller, total - smaller) if auto_pad == "SAME_UPPER" else (total - smaller, smaller))
+    return result
 
 
 def along_axis(tensor: Tensor, shape: tuple[int, ...]) -> tuple[int | None, Tensor]:
