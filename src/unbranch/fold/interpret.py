@@ -130,7 +130,7 @@ def _apply(graph: Graph, record: Record, inputs: list[Fact], node: Node, output:
         case Reshape() | Permute():
             fact = _moved(inputs[0], record, graph.values[node.inputs[0]].shape)
         case Pad():
-            fact = _padded(graph, inputs[0], record)
+            fact = _padded(graph, inputs[0], record, graph.values[node.inputs[0]].shape)
         case Write():
             fact = _written(graph, inputs[0], record, graph.values[node.inputs[0]].shape)
         case _:
@@ -235,10 +235,12 @@ def _crop(geometry: Geometry, record: Slice) -> Affine:
 
 def _moved(fact: Fact, record: Reshape | Permute, shape: tuple[int, ...]) -> Fact:
     """Follow the elements; back in their original places, possibly with channels permuted, the value is plain again."""
+    before = Layout.original(shape) if fact.layout is None else fact.layout
+    layout = before.reshape(record.shape) if isinstance(record, Reshape) else before.permute(record.axes)
     if fact.border is not None:
-        raise NotLinear("a reshape of a value with an unfinished border")
-    layout = Layout.original(shape) if fact.layout is None else fact.layout
-    layout = layout.reshape(record.shape) if isinstance(record, Reshape) else layout.permute(record.axes)
+        if isinstance(record, Reshape) and layout != before:
+            raise NotLinear("a reshape of a value with an unfinished border")
+        return replace(fact, layout=None if layout.is_original else layout)
     if layout.is_original:
         return replace(fact, layout=None, parts=(fact,), rule=unchanged)
     order = layout.permutation_of(fact.axis)
@@ -248,15 +250,19 @@ def _moved(fact: Fact, record: Reshape | Permute, shape: tuple[int, ...]) -> Fac
     return replace(fact, layout=layout, parts=(fact,), rule=unchanged)
 
 
-def _padded(graph: Graph, fact: Fact, record: Pad) -> Fact:
+def _padded(graph: Graph, fact: Fact, record: Pad, shape: tuple[int, ...]) -> Fact:
     """A zero pad composes where it may; any other begins a border."""
     _plain(fact, "a pad")
     if fact.axis != 1 or any(side for pair in record.pads[:2] for side in pair):
         raise NotLinear(f"padding {record.pads} of an axis that is not spatial")
     pads = record.pads[2:]
     eye = replace(Affine.identity(fact.geometry.out_channels, fact.geometry.rank), padding=pads)
+    if isinstance(record.value, torch.Tensor):
+        value = per_channel(record.value, shape, fact.axis)
+    else:
+        value = torch.full((fact.geometry.out_channels,), record.value, dtype=torch.float64)
     cropped = all(side <= 0 for pair in pads for side in pair)
-    if cropped or (record.value == 0 and not fact.geometry.biased):
+    if cropped or (not value.any() and not fact.geometry.biased):
 
         def rule(part: Affine) -> Affine:
             return composing(eye.to(part.weight.device))(part)
@@ -264,7 +270,6 @@ def _padded(graph: Graph, fact: Fact, record: Pad) -> Fact:
         return replace(fact, geometry=compose_geometry(fact.geometry, eye.geometry), parts=(fact,), rule=rule)
     if any(side < 0 for pair in pads for side in pair):
         raise NotLinear(f"padding {pads}, which crops and fills")
-    value = torch.full((fact.geometry.out_channels,), record.value, dtype=torch.float64)
     return _closed(
         graph, replace(fact, border=Border.filled(pads, value), parts=(fact,), rule=unchanged), fact
     )
@@ -274,10 +279,12 @@ def _written(graph: Graph, fact: Fact, record: Write, shape: tuple[int, ...]) ->
     """One more slab of a border."""
     if fact.border is None:
         raise NotLinear("a write into a value that has no border")
-    if record.axis < 2:
+    layout = fact.layout or Layout.original(shape)
+    axis = layout.origin_of(record.axis)
+    if axis is None or axis < 2:
         raise NotLinear(f"a write along axis {record.axis}, which is not spatial")
-    value = per_channel(record.value, shape, fact.axis)
-    border = fact.border.write(record.axis - 2, record.start, record.stop, shape[record.axis], value)
+    value = per_channel(record.value, shape, layout.index_of(fact.axis))
+    border = fact.border.write(axis - 2, record.start, record.stop, shape[record.axis], value)
     inner = fact.parts[0]
     return _closed(graph, replace(fact, border=border), inner)
 

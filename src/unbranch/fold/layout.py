@@ -75,6 +75,25 @@ class Layout:
             return axis if same else None
         return self.axes.index(whole) if whole in self.axes else None
 
+    def origin_of(self, position: int) -> int | None:
+        """Which original axis, whole and in order, axis ``position`` of the tensor is."""
+        if self.is_original:
+            return position
+        return next((i for i in range(len(self.shape)) if self.position_of(i) == position), None)
+
+    def index_of(self, axis: int) -> int:
+        """Where the original ``axis`` stands; where it has one entry, any axis of size one will do.
+
+        Raises:
+            NotLinear: it does not stand whole and in order along one axis.
+        """
+        found = self.position_of(axis)
+        if found is None and self.shape[axis] == 1 and () in self.axes:
+            found = self.axes.index(())
+        if found is None:
+            raise NotLinear(f"axis {axis} of {self.shape} does not stand along one axis")
+        return found
+
     def permutation_of(self, axis: int) -> tuple[int, ...] | None:
         """The order of ``axis``'s entries, where that is all that differs from the original."""
         original = Layout.original(self.shape).axes
