@@ -128,7 +128,7 @@ class Detector:
         """Rows of x1, y1, x2, y2 (pixels of the picture), score, class, best first, for each (H, W, 3)
         array.
         """
-        places = [self._place(picture) for picture in pictures]
+        places = [self.place(picture) for picture in pictures]
         planes = [network_input(fill(picture, box)) for picture, box in zip(pictures, places, strict=True)]
         return self._find(self.engine, planes, places)[0]
 
@@ -164,7 +164,8 @@ class Detector:
                 for pool in (runner, readers):
                     pool.shutdown(wait=False, cancel_futures=True)
 
-    def _place(self, picture: Pixels) -> Letterbox:
+    def place(self, picture: Pixels) -> Letterbox:
+        """Where a picture lies in the network's input."""
         height, width = picture.shape[:2]
         return place(height, width, self.size, self.engine.signature.stride, self.rectangular)
 
@@ -177,7 +178,7 @@ class Detector:
         except InputError as error:
             return _Loaded(entry, problem=str(error))
         read = time.perf_counter()
-        box = self._place(pixels)
+        box = self.place(pixels)
         planes = network_input(fill(pixels, box))
         return _Loaded(
             entry, pixels, box, planes, {"read": read - started, "letterbox": time.perf_counter() - read}
