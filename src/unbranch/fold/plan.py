@@ -92,7 +92,8 @@ class Plan:
 def plan(known: Interpretation, costs: Costs, check: Callable[[Sequence[Fact]], dict[int, str]]) -> Plan:
     """Choose the regions.
 
-    ``check`` is shown what was chosen and returns why some of it, by ``id``, cannot be placed or must not be; then the rest is
+    ``check`` is shown what was chosen and returns why some of it, by ``id``, cannot be placed or must not be (an empty reason is not
+    worth telling); then the rest is
     planned again without those, so that a region gives up what stands in the way rather than being lost whole.
     """
     barred: dict[int, str] = {}
@@ -125,9 +126,8 @@ class _Planner:
                 result.regions.extend(self._best(fact).regions)
         placed = {id(fact) for fact in result.regions}
         covered = frozenset().union(*(fact.members for fact in result.regions))
-        left = [
-            (f, why) for f, why in self.refused.values() if id(f) not in placed and not f.members <= covered
-        ]
+        told = [(f, why) for f, why in self.refused.values() if why and id(f) not in placed]
+        left = [(f, why) for f, why in told if not f.members <= covered]
         result.left = _maximal(left)
         return result
 
@@ -162,7 +162,10 @@ class _Planner:
 
     def _original(self, fact: Fact) -> Choice:
         work = [self.costs.node(self.graph.nodes[i]) for i in fact.members]
-        return Choice(sum(work), sum(w > 0 for w in work))
+        return Choice(sum(work), sum(self._runs(self.graph.nodes[i]) for i in fact.members))
+
+    def _runs(self, node: Node) -> bool:
+        return not isinstance(node.records[0], Identity)
 
     def _direct(self, fact: Fact, best: Choice) -> Choice | None:
         """One convolution, where that is allowed and pays."""
@@ -197,7 +200,7 @@ class _Planner:
         if not parts or sum(len(part.members) for part in parts) != len(fact.members) - 1:
             return []
         work = self.costs.node(last)
-        choice = Choice(work, int(work > 0))
+        choice = Choice(work, int(self._runs(last)))
         for part in parts:
             if part.value in self.known.facts:
                 choice = choice + self._best(part)

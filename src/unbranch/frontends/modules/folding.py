@@ -23,7 +23,7 @@ from unbranch.frontends.modules.recorder import Recording, record
 from unbranch.frontends.modules.rewriting import TRACING_ERRORS, Rewriter
 from unbranch.frontends.modules.sites import Finder, Signature, Site
 from unbranch.frontends.modules.writing import write
-from unbranch.ops import Identity, Map, Permute, Reshape
+from unbranch.ops import Identity, Map
 
 Where: TypeAlias = str | Callable[[str, nn.Module], bool] | None
 
@@ -149,6 +149,8 @@ def prepare(
                 site = finder.find(fact)
                 if not _selected(where, site):
                     raise NotLinear("not selected by where")
+                if len(site.removed(recording.graph.nodes)) < 2:
+                    raise NotLinear("")
                 sites.append(site)
             except NotLinear as error:
                 refused[id(fact)] = str(error)
@@ -241,8 +243,7 @@ def _multiply_adds(recording: Recording, index: int) -> float:
 def _site_totals(site: Site, recording: Recording) -> tuple[Totals, Totals]:
     """Of the region as it stands, and of the convolution that takes its place."""
     nodes = [recording.graph.nodes[i] for i in site.fact.members]
-    kept = (Identity,) if site.how != "chain" else (Identity, Reshape, Permute)
-    ops = sum(not isinstance(node.records[0], kept) for node in nodes)
+    ops = len(site.removed(recording.graph.nodes))
     macs = sum(_multiply_adds(recording, node.index) for node in nodes)
     owned = {
         id(p): p.numel()

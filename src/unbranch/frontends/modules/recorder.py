@@ -62,6 +62,10 @@ class Recording:
     reads: dict[int, set[Frame | None]] = field(default_factory=lambda: defaultdict(set))
 
 
+unseen = torch._C.DisableTorchFunction
+"""The recorder's own look at a tensor is no part of the model."""
+
+
 def record(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any] | None = None) -> Recording:
     """Run ``model`` once, in inference mode, and write down what it did. Attributes that the run sets are put back."""
     recorder = Recorder(model)
@@ -105,8 +109,6 @@ class _Functions(TorchFunctionMode):
         self.recorder = recorder
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if self.recorder.busy:
-            return func(*args, **(kwargs or {}))
         return self.recorder.called(func, args, kwargs or {})
 
 
@@ -124,7 +126,6 @@ class Recorder:
         self.recording = Recording(graph, Frame(model, "", None))
         self.stack: list[Frame] = []
         self.by_size = 0
-        self.busy = False
         self.slices: dict[int, tuple[int, int, int | None]] = {}
         self.memory: dict[StorageWeakRef, dict[ViewKey, int]] = defaultdict(dict)
         self.owned = {id(tensor) for tensor in tensors}
@@ -153,23 +154,14 @@ class Recorder:
 
     # Calls
 
-    @contextmanager
-    def unseen(self) -> Iterator[None]:
-        """The recorder's own look at a tensor is no part of the model."""
-        before, self.busy = self.busy, True
-        try:
-            yield
-        finally:
-            self.busy = before
-
     def _enter(self, module: nn.Module, args: Any) -> None:
-        with self.unseen():
+        with unseen():
             self._entered(module, args)
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
         frame = self.stack.pop()
         frame.last = len(self.recording.graph.nodes)
-        with self.unseen():
+        with unseen():
             frame.outputs = self.values_in(output)
         frame.simple = frame.simple and isinstance(output, Tensor)
 

@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.fx.proxy import TraceError
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from unbranch.affine import NotLinear
 from unbranch.frontends.modules.frames import Frame
-from unbranch.frontends.modules.recorder import Recorder, Recording, attributes_kept
+from unbranch.frontends.modules.recorder import Recorder, Recording, attributes_kept, unseen
 from unbranch.frontends.modules.sites import Site
 
 TRACING_ERRORS = (
@@ -222,7 +222,7 @@ class _Interpreter(fx.Interpreter):
         result = super().run_node(n)
         self.ran.append((n, before, len(self.recorder.recording.graph.nodes)))
         if isinstance(result, torch.Tensor) and n.op != "output":
-            with self.recorder.unseen():
+            with unseen():
                 value = self.recorder.value_of(result)
             if value is not None:
                 self.held.append((n, value))

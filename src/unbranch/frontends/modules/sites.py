@@ -4,13 +4,14 @@ The first that applies: a *chain* swaps member layers and touches no container; 
 modules before and after it, becomes the convolution, alone or in a sequence; otherwise the module's own forward is traced and rewritten.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from torch import nn
 
 from unbranch.affine import Geometry, NotLinear
 from unbranch.fold.facts import Fact, unchanged
+from unbranch.fold.graph import Node
 from unbranch.frontends.modules.emit import check_emittable
 from unbranch.frontends.modules.frames import Frame, common_frame
 from unbranch.frontends.modules.recorder import Recording
@@ -54,6 +55,12 @@ class Site:
         offsets = tuple(sorted(node - start for node in self.fact.members))
         return self.how, modules, offsets, self.fact.geometry
 
+    def removed(self, nodes: Sequence[Node]) -> list[Node]:
+        """The nodes of the region that go away; a chain's reshapes and permutations stay where they are."""
+        kept = (Identity, Reshape, Permute) if self.how == "chain" else (Identity,)
+        members = (nodes[index] for index in self.fact.members)
+        return [node for node in members if not isinstance(node.records[0], kept)]
+
     @property
     def place(self) -> str:
         """The module path for people."""
@@ -85,8 +92,14 @@ class Finder:
         frame = common_frame(frames)
         self._check_hooks(fact, frame)
         self._check_memory(fact)
+        moves = any(
+            isinstance(self.recording.graph.nodes[n].records[0], Reshape | Permute) for n in fact.members
+        )
+        attempts = (
+            (self._child, self._chain, self._graph) if moves else (self._chain, self._child, self._graph)
+        )
         reasons = []
-        for attempt in (self._chain, self._child, self._graph):
+        for attempt in attempts:
             try:
                 return attempt(fact, frame)
             except NotLinear as error:
@@ -124,7 +137,7 @@ class Finder:
             ):
                 raise NotLinear(f"{node.spelling} overwrites the value that it starts from")
 
-    def _check_witness(self, frames: Iterator[Frame], top: Frame) -> None:
+    def _check_witness(self, frames: Iterable[Frame], top: Frame) -> None:
         """Every forward between the region's nodes and ``top`` must do the same for any input."""
         if self.trusting:
             return
@@ -176,12 +189,10 @@ class Finder:
         check_emittable(fact.geometry, linear)
         self._check_untouched(fact, groups[anchor][1][0])
         in_place = self._fits_in_place(steps[anchor], groups[anchor][1], fact)
-        doubtful = [step.frame for i, step in enumerate(steps) if not (in_place and i == anchor)]
-        if in_place:
-            parent = steps[anchor].frame.parent
-            doubtful += [parent] if parent is not None else []
-        self._check_witness(iter(doubtful), top)
-        self._check_witness(iter([frames[n] for n in order if frames[n] is not steps[anchor].frame]), top)
+        layer = in_place and isinstance(steps[anchor].frame.module, nn.modules.conv._ConvNd)
+        exempt = steps[anchor].frame if layer else None
+        starts = (frames[n].parent if frames[n] is exempt else frames[n] for n in order)
+        self._check_witness((frame for frame in starts if frame is not None), top)
         return Site("chain", fact, top, tuple(steps), anchor, linear, in_place)
 
     def _facts_on_the_way(self, fact: Fact) -> dict[int, Fact]:
@@ -232,21 +243,19 @@ class Finder:
     def _child(self, fact: Fact, top: Frame) -> Site:
         if not fact.is_plain:
             raise NotLinear("its value leaves in another arrangement")
-        if fact.axis != 1:
-            raise NotLinear("its channels come last")
         if top.is_hooked:
             raise NotLinear(f"{top.path} has a forward hook, which would be lost")
         before, after = remainder(top, fact, self.recording)
         linear = fact.geometry.rank == 0
         check_emittable(fact.geometry, linear)
         self._check_parameters(top.module, {id(m) for f in (*before, *after) for m in f.module.modules()})
-        self._check_witness(iter([self.recording.frames[n] for n in fact.members]), top)
+        self._check_witness((self.recording.frames[n] for n in fact.members), top)
         return Site("child", fact, top, (Step(top, before, after, min(fact.members)),), 0, linear)
 
     # Anything else: the module's forward is traced and rewritten
 
     def _graph(self, fact: Fact, top: Frame) -> Site:
-        if not fact.is_plain or fact.axis != 1:
+        if not fact.is_plain:
             raise NotLinear("its value leaves in another arrangement")
         if top.is_torch:
             raise NotLinear(f"{top.path} is torch's own {type(top.module).__name__}")
@@ -254,7 +263,7 @@ class Finder:
             raise NotLinear(f"{top.path or 'the root module'} holds modules with forward hooks")
         linear = fact.geometry.rank == 0
         check_emittable(fact.geometry, linear)
-        self._check_witness(iter([self.recording.frames[n] for n in fact.members]), top)
+        self._check_witness((self.recording.frames[n] for n in fact.members), top)
         return Site("graph", fact, top, (Step(top, (), (), min(fact.members)),), 0, linear)
 
 
