@@ -35,14 +35,14 @@ def scaled(value: Operand, factor: Tensor | Number) -> ScaleShift:
     return ScaleShift(numbers, None, axis)
 
 
-def shifted(value: Operand, offset: Tensor | Number, sign: float = 1.0) -> ScaleShift:
+def shifted(value: Operand, offset: Tensor | Number, sign: Number = 1) -> ScaleShift:
     """``sign * value + offset``."""
     axis, numbers = _constant(offset, value)
     scale = None if sign == 1 else torch.full((1,), sign, dtype=torch.float64)
     return ScaleShift(scale, numbers, axis)
 
 
-def combined(a: Any, b: Any, fa: float, fb: float) -> Record:
+def combined(a: Any, b: Any, fa: Number, fb: Number) -> Record:
     """``fa * a + fb * b``, where at least one of them depends on the input."""
     if isinstance(a, Operand) and isinstance(b, Operand):
         if a.shape != b.shape:

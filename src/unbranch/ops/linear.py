@@ -32,7 +32,7 @@ class ChannelMatrix(Map):
         return Affine.pointwise(self.weight.unsqueeze(0), rank=0)
 
 
-def build(x, weight, bias, alpha: float = 1.0, beta: float = 1.0) -> Linear:
+def build(x, weight, bias, alpha: int | float = 1, beta: int | float = 1) -> Linear:
     """The record of a product with the constant ``weight`` (out, in)."""
     operand(x, "the input")
     if constant(weight, "the matrix").ndim != 2:
@@ -49,7 +49,7 @@ def linear(input: Operand, weight: Tensor, bias: Tensor | None = None) -> Linear
 
 
 @reads("aten.addmm.default")
-def addmm(self: Tensor, mat1: Operand, mat2: Tensor, *, beta: float = 1, alpha: float = 1) -> Linear:
+def addmm(self: Tensor, mat1: Operand, mat2: Tensor, *, beta: int | float = 1, alpha: int | float = 1) -> Linear:
     return build(mat1, constant(mat2, "the matrix").t(), self, alpha, beta)
 
 

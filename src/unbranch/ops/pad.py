@@ -40,19 +40,19 @@ def mirrored(x: Operand, pads: tuple[tuple[int, int], ...], mode: str) -> Mirror
     return MirroredPad(pads[2:], mode)
 
 
-def bordered(x: Operand, pads: tuple[tuple[int, int], ...], value: float) -> Pad:
+def bordered(x: Operand, pads: tuple[tuple[int, int], ...], value: int | float) -> Pad:
     """The record of a constant padding."""
     operand(x, "the input")
     return Pad(pads, float(value))
 
 
 @reads("aten.constant_pad_nd.default")
-def constant_pad_nd(self: Operand, pad: Sequence[int], value: float = 0) -> Pad:
+def constant_pad_nd(self: Operand, pad: Sequence[int], value: int | float = 0) -> Pad:
     return bordered(self, pairs(pad, operand(self, "the input").ndim), value)
 
 
 @reads("aten.pad.default")
-def pad(self: Operand, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Record:
+def pad(self: Operand, pad: Sequence[int], mode: str = "constant", value: int | float | None = None) -> Record:
     pads = pairs(pad, operand(self, "the input").ndim)
     if mode == "constant":
         return bordered(self, pads, value or 0.0)
