@@ -1,0 +1,217 @@
+"""Fold an exported program: read it, plan, write a copy."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from math import prod
+from typing import Any, TypeAlias
+
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
+from torch.fx import Node
+
+from unbranch.affine import ELEMENT, NotLinear
+from unbranch.fold.facts import Fact
+from unbranch.fold.interpret import Interpretation, interpret
+from unbranch.fold.plan import Plan, WorkCosts, plan
+from unbranch.fold.report import Folded, Refused, Report, Totals
+from unbranch.fold.totals import totals, totals_of_map
+from unbranch.frontends.exported.placing import Place, find
+from unbranch.frontends.exported.reading import Reading, read_program
+from unbranch.frontends.exported.sizes import Numbers
+from unbranch.frontends.exported.writing import Writer
+from unbranch.frontends.modules.emit import native_padding
+
+Where: TypeAlias = str | Callable[[str, Node], bool] | None
+
+NORMS = ("aten.batch_norm.default", "aten.native_batch_norm.default", "aten._native_batch_norm_legit")
+"""Ops that take running statistics fourth and sixth whether they train."""
+
+
+@dataclass(eq=False)
+class Folding:
+    """A program that was read and planned, ready to be reported or written; places stand last first."""
+
+    program: ExportedProgram
+    reading: Reading
+    places: list[Place]
+    plan: Plan
+
+    def report(self, applied: bool) -> Report:
+        """What folds and what does not."""
+        graph = self.reading.graph
+        before = totals(graph, graph.nodes, self._parameters(self.program.graph.nodes))
+        folded, after = [], before
+        for place in self.places:
+            inside = totals(graph, [graph.nodes[i] for i in place.fact.members], self._parameters(place.gone))
+            removed = replace(inside, ops=inside.ops - len(place.moves))
+            added = totals_of_map(place.fact)
+            after = after + Totals(added.ops - removed.ops, added.multiply_adds - removed.multiply_adds, added.parameters)
+            name = self._path(place.fact) or place.end.name
+            folded.append(Folded(name, str(place.fact.geometry), "graph", removed, added, place.end.name))
+        gone = set().union(*(place.gone for place in self.places))
+        staying = [n for n in self.program.graph.nodes if n not in gone | self.reading.fixed]
+        after = replace(after, parameters=after.parameters - before.parameters + self._parameters(staying))
+        refused = [Refused(self._path(fact) or self._last(fact), why) for fact, why in self.plan.left]
+        folded.reverse()
+        return Report(before, after, tuple(folded), tuple(dict.fromkeys(refused)), (), applied)
+
+    def apply(self) -> ExportedProgram:
+        """The copy."""
+        writer = Writer(self.program, self.reading)
+        for place in self.places:
+            stack = common_stack(self._nodes(place.fact))
+            meta = {key: value for key, value in place.end.meta.items() if key == "stack_trace"}
+            writer.write(place, self._path(place.fact), meta | {"nn_module_stack": stack})
+        return writer.finish()
+
+    def _nodes(self, fact: Fact) -> list[Node]:
+        return [self.reading.nodes[i] for i in sorted(fact.members)]
+
+    def _path(self, fact: Fact) -> str:
+        return next((path for path, _ in reversed(common_stack(self._nodes(fact)).values())), "")
+
+    def _last(self, fact: Fact) -> str:
+        return self._nodes(fact)[-1].name
+
+    def _parameters(self, nodes: Iterable[Node]) -> int:
+        """Elements of the parameters that nodes read, constants on the way included; a placeholder reads itself."""
+        found: set[Node] = set()
+        waiting = list(nodes)
+        while waiting:
+            node = waiting.pop()
+            if node not in found:
+                found.add(node)
+                waiting += [n for n in node.all_input_nodes if n in self.reading.fixed]
+        specs = zip(self.program.graph.nodes, self.program.graph_signature.input_specs, strict=False)
+        owned = [node for node, spec in specs if spec.kind is InputKind.PARAMETER and node in found]
+        return sum(node.meta["val"].numel() for node in owned)
+
+
+def common_stack(nodes: Sequence[Node]) -> dict[str, Any]:
+    """The module calls that all nodes ran in, outermost first: key to (path, class)."""
+    stacks = [node.meta["nn_module_stack"] for node in nodes if node.meta.get("nn_module_stack")]
+    if not stacks:
+        return {}
+    shared = {}
+    for level in zip(*(stack.items() for stack in stacks), strict=False):
+        if any(item != level[0] for item in level):
+            break
+        shared[level[0][0]] = level[0][1]
+    return shared
+
+
+def prepare(program: ExportedProgram, where: Where = None, cost: str = "work") -> Folding:
+    """Read and plan; nothing is changed.
+
+    Raises:
+        ValueError: the program was exported in training mode, or an option is none of those known.
+    """
+    if cost != "work":
+        raise ValueError(f"cost={cost!r} is not known for exported programs: 'work'")
+    _check_mode(program)
+    placeholders = [node for node in program.graph.nodes if node.op == "placeholder"]
+    numbers = Numbers(placeholders)
+    reading = read_program(program, numbers)
+    known = interpret(reading.graph)
+    other = None
+    if not numbers.is_static:
+        other = interpret(read_program(program, Numbers(placeholders, spread=True)).graph)
+    found: dict[int, Place] = {}
+
+    def check(facts: Sequence[Fact]) -> dict[int, str]:
+        """Why some of the chosen regions cannot be placed."""
+        refused = {}
+        for fact in facts:
+            try:
+                if not _selected(where, [reading.nodes[i] for i in fact.members]):
+                    raise NotLinear("not selected by where")
+                if other is not None and not _holds(other, fact):
+                    raise NotLinear("it is linear for the example's sizes only")
+                found[id(fact)] = find(reading, fact)
+            except NotLinear as error:
+                refused[id(fact)] = str(error)
+        return refused
+
+    chosen = plan(known, WorkCosts(reading.graph, padding_work), check)
+    return Folding(program, reading, [found[id(fact)] for fact in chosen.regions], chosen)
+
+
+def _holds(other: Interpretation, fact: Fact) -> bool:
+    """The same map with other sizes."""
+    return any(
+        same.axis == fact.axis and same.geometry == fact.geometry and same.members == fact.members
+        for same in other.of(fact.value, fact.source)
+        if same.border is None and same.pending == fact.pending
+    )
+
+
+def _check_mode(program: ExportedProgram) -> None:
+    for node in program.graph.nodes:
+        if str(node.target).startswith(NORMS) and len(node.args) > 5 and node.args[3] is not None and node.args[5] is True:
+            path = next((path for path, _ in reversed(common_stack([node]).values())), "")
+            raise ValueError(
+                f"{path or node.name} is a batch norm in training mode, which uses the batch's statistics: "
+                "call model.eval() and export again"
+            )
+
+
+def _selected(where: Where, nodes: Sequence[Node]) -> bool:
+    """``where`` names a node of the region, or a module that it runs in."""
+    if where is None:
+        return True
+    for node in nodes:
+        paths = [path for path, _ in node.meta.get("nn_module_stack", {}).values()]
+        if callable(where):
+            if where(paths[-1] if paths else "", node):
+                return True
+        elif any(fnmatchcase(name, where) for name in (node.name, *paths)):
+            return True
+    return False
+
+
+def padding_work(fact: Fact) -> float:
+    """What padding beside the convolution moves, where torch's op cannot pad so itself."""
+    g = fact.geometry
+    if g.transposed or not g.rank:
+        return 0.0
+    if (g.mode == "zeros" or not g.is_padded) and native_padding(g) is not None:
+        return 0.0
+    return 2 * ELEMENT * prod(fact.shape) / max(g.out_channels, 1) * g.in_channels * prod(g.stride)
+
+
+def reparameterize_exported(
+    program: ExportedProgram, where: Where = None, cost: str = "work"
+) -> tuple[ExportedProgram, Report]:
+    """A program in which every linear region that pays is one convolution, and what was done: ``folded(x) == program(x)``.
+
+    The program given is not changed. Inputs, outputs, dynamic shapes, buffers and the names of what was not folded stay; tensors that were not
+    folded are shared, those that the program writes to are copied.
+
+    Args:
+        program: Exported in eval mode, decomposed or not.
+        where: Which places may fold: a glob on node names and module paths, or a function ``(path, node) -> bool``.
+        cost: ``"work"``: never more multiply-adds and memory traffic than before.
+
+    Raises:
+        ValueError: training mode, or an unknown option.
+
+    Example:
+        >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8)).eval()
+        >>> program = torch.export.export(net, (torch.zeros(1, 3, 9, 9),))
+        >>> reparameterize_exported(program)[0].module()(torch.zeros(1, 3, 9, 9)).shape
+        torch.Size([1, 8, 7, 7])
+    """
+    folding = prepare(program, where, cost)
+    return folding.apply(), folding.report(applied=True)
+
+
+def explain_exported(program: ExportedProgram, where: Where = None, cost: str = "work") -> Report:
+    """What `reparameterize_exported` would fold, what it would leave alone, and why.
+
+    Example:
+        >>> program = torch.export.export(torch.nn.ReLU(), (torch.zeros(2, 3),))
+        >>> explain_exported(program).changed
+        False
+    """
+    return prepare(program, where, cost).report(applied=False)
