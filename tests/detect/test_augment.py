@@ -222,6 +222,14 @@ def test_evaluation_batches_show_each_picture_once_where_they_say(tmp_path: Path
             assert torch.equal(inner, split.held[index].pixels())
 
 
+@pytest.mark.parametrize(("count", "batch", "ranks"), [(5, 8, 2), (1, 4, 3), (7, 2, 4), (12, 5, 3)])
+def test_every_rank_has_something_to_evaluate(split: Split, count: int, batch: int, ranks: int) -> None:
+    part = replace(split, paths=split.paths[:count], held=split.held[:count], labels=split.labels[:count])
+    shares = [EvaluationSet(part, batch, rank=rank, ranks=ranks).batches for rank in range(ranks)]
+    assert all(shares)
+    assert {index for share in shares for pictures in share for index in pictures} == set(range(count))
+
+
 def test_crowd_boxes_are_not_trained_on(split: Split) -> None:
     labels = replace(split.labels[0], crowd=torch.ones(len(split.labels[0].classes), dtype=torch.bool))
     changed = replace(split, labels=[labels, *split.labels[1:]])

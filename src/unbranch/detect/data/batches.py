@@ -160,7 +160,7 @@ class EvaluationSet(Dataset[EvaluationBatch]):
     """Letterboxed pictures of a split, in batches of like shape.
 
     rectangular: each batch as small as its pictures allow (multiples of `stride`); otherwise all size x size.
-    A rank's share is every `ranks`-th batch.
+    A rank's share is every `ranks`-th batch; no rank is left without one, if need be by giving one twice.
     """
 
     def __init__(
@@ -174,7 +174,9 @@ class EvaluationSet(Dataset[EvaluationBatch]):
     ) -> None:
         self.split, self.stride, self.rectangular = split, stride, rectangular
         order = sorted(range(len(split)), key=lambda i: (split.held[i].height / split.held[i].width, i))
-        self.batches = [tuple(order[i : i + batch]) for i in range(0, len(order), batch)][rank::ranks]
+        share = min(batch, -(-len(order) // ranks))
+        whole = [tuple(order[i : i + share]) for i in range(0, len(order), share)]
+        self.batches = (whole if len(whole) >= ranks else whole * ranks)[rank::ranks]
 
     def __len__(self) -> int:
         return len(self.batches)
