@@ -106,12 +106,25 @@ def squeeze(self: Operand, dim: int | Sequence[int]) -> Reshape:
     return Reshape(tuple(n for i, n in enumerate(shape) if i not in axes or n != 1))
 
 
+@reads("aten.squeeze.default")
+def squeeze_all(self: Operand) -> Reshape:
+    return Reshape(tuple(n for n in operand(self, "the input").shape if n != 1))
+
+
 @reads("aten.permute.default")
 def permute(self: Operand, dims: Sequence[int]) -> Permute:
     return Permute(tuple(d % operand(self, "the input").ndim for d in dims))
 
 
-@reads("aten.transpose.int")
+@reads("aten.movedim.int", "aten.moveaxis.int")
+def movedim(self: Operand, source: int, destination: int) -> Permute:
+    axes = list(range(operand(self, "the input").ndim))
+    moved = axes.pop(source)
+    axes.insert(destination % self.ndim, moved)
+    return Permute(tuple(axes))
+
+
+@reads("aten.transpose.int", "aten.swapaxes.default", "aten.swapdims.default")
 def transpose(self: Operand, dim0: int, dim1: int) -> Permute:
     return swapped(self, dim0, dim1)
 

@@ -84,7 +84,14 @@ def add(self, other, *, alpha: Number = 1) -> Record:
     return combined(self, other, 1, alpha)
 
 
-@reads("aten.sub.Tensor", "aten.sub_.Tensor", "aten.sub.Scalar", "aten.sub_.Scalar")
+@reads(
+    "aten.sub.Tensor",
+    "aten.sub_.Tensor",
+    "aten.sub.Scalar",
+    "aten.sub_.Scalar",
+    "aten.subtract.Tensor",
+    "aten.subtract_.Tensor",
+)
 def sub(self, other, *, alpha: Number = 1) -> Record:
     return combined(self, other, 1, -alpha)
 
@@ -99,17 +106,32 @@ def rsub_scalar(self, other, alpha: Number = 1) -> Record:
     return combined(self, other, -alpha, 1)
 
 
-@reads("aten.mul.Tensor", "aten.mul_.Tensor", "aten.mul.Scalar", "aten.mul_.Scalar")
+@reads(
+    "aten.mul.Tensor",
+    "aten.mul_.Tensor",
+    "aten.mul.Scalar",
+    "aten.mul_.Scalar",
+    "aten.multiply.Tensor",
+    "aten.multiply_.Tensor",
+)
 def mul(self, other) -> Record:
     return product(self, other)
 
 
-@reads("aten.div.Tensor", "aten.div_.Tensor", "aten.div.Scalar", "aten.div_.Scalar")
+@reads(
+    "aten.div.Tensor",
+    "aten.div_.Tensor",
+    "aten.div.Scalar",
+    "aten.div_.Scalar",
+    "aten.divide.Tensor",
+    "aten.divide_.Tensor",
+    "aten.true_divide.Tensor",
+)
 def div(self, other) -> Record:
     return quotient(self, other)
 
 
-@reads("aten.neg.default", "aten.neg_.default")
+@reads("aten.neg.default", "aten.neg_.default", "aten.negative.default", "aten.negative_.default")
 def neg(self: Operand) -> Record:
     return scaled(self, -1.0)
 

@@ -1,5 +1,7 @@
 """Ops that return their operand: copies, aliases, and dropout in evaluation."""
 
+from collections.abc import Sequence
+
 from unbranch.affine import NotLinear
 from unbranch.ops.table import Argument, Identity, Operand, constant, operand, reads
 
@@ -11,7 +13,14 @@ def _dropped(x: Operand, p: float, train: bool) -> Identity:
     return Identity()
 
 
-@reads("aten.alias.default", "aten.detach.default", "aten.detach_.default", "aten.lift_fresh.default")
+@reads(
+    "aten.alias.default",
+    "aten.detach.default",
+    "aten.detach_.default",
+    "aten.lift_fresh.default",
+    "aten.lift_fresh_copy.default",
+    "aten.positive.default",
+)
 def alias(self: Operand) -> Identity:
     operand(self, "the input")
     return Identity()
@@ -20,6 +29,46 @@ def alias(self: Operand) -> Identity:
 @reads("aten.clone.default", "aten.contiguous.default")
 def clone(self: Operand, *, memory_format=None) -> Identity:
     operand(self, "the input")
+    return Identity()
+
+
+@reads("aten.to.dtype")
+def to_dtype(self: Operand, dtype, non_blocking=False, copy=False, memory_format=None) -> Identity:
+    operand(self, "the input")
+    return Identity()
+
+
+@reads("aten.to.dtype_layout", "aten._to_copy.default")
+def to_copy(
+    self: Operand,
+    *,
+    dtype=None,
+    layout=None,
+    device=None,
+    pin_memory=None,
+    non_blocking=False,
+    copy=False,
+    memory_format=None,
+) -> Identity:
+    operand(self, "the input")
+    if device is not None:
+        raise NotLinear("it may move the value to another device")
+    return Identity()
+
+
+@reads("aten.type_as.default")
+def type_as(self: Operand, other) -> Identity:
+    operand(self, "the input")
+    if isinstance(other, Operand):
+        raise NotLinear("its dtype is another value's")
+    return Identity()
+
+
+@reads("aten.expand.default")
+def expand(self: Operand, size: Sequence[int], *, implicit: bool = False) -> Identity:
+    shape = operand(self, "the input").shape
+    if len(size) != len(shape) or any(n not in (-1, m) for n, m in zip(size, shape, strict=True)):
+        raise NotLinear(f"it repeats a value of shape {shape} to {tuple(size)}")
     return Identity()
 
 

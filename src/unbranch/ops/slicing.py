@@ -58,20 +58,26 @@ def narrow(self: Operand, dim: int, start: int, length: int) -> Slice:
     return sliced(self, dim, start, start + length, 1)
 
 
-@reads("aten.split.Tensor")
+@reads("aten.split.Tensor", "aten.unsafe_split.Tensor")
 def split(self: Operand, split_size: int, dim: int = 0) -> tuple[Slice, ...]:
     return even_pieces(self, split_size, dim)
 
 
-@reads("aten.split_with_sizes.default", "aten.split.sizes")
+@reads("aten.split_with_sizes.default", "aten.split.sizes", "aten.unsafe_split_with_sizes.default")
 def split_with_sizes(self: Operand, split_sizes: Sequence[int], dim: int = 0) -> tuple[Slice, ...]:
     return pieces(self, split_sizes, dim)
 
 
-@reads("aten.chunk.default")
+@reads("aten.chunk.default", "aten.unsafe_chunk.default")
 def chunk(self: Operand, chunks: int, dim: int = 0) -> tuple[Slice, ...]:
     length = operand(self, "the input").shape[dim]
     return even_pieces(self, max(1, -(-length // chunks)), dim)
+
+
+@reads("aten.tensor_split.sections")
+def tensor_split(self: Operand, sections: int, dim: int = 0) -> tuple[Slice, ...]:
+    length = operand(self, "the input").shape[dim]
+    return pieces(self, [length // sections + (i < length % sections) for i in range(sections)], dim)
 
 
 @reads("aten.index_select.default")
@@ -99,6 +105,15 @@ def slice_scatter(self: Operand, src: Tensor, dim: int = 0, start=None, end=None
         raise NotLinear(f"a write with step {step}")
     constant(src, "what is written")
     return Write(dim % value.ndim, start or 0, None if end is None or end >= _END else end, src)
+
+
+@reads("aten.select_scatter.default")
+def select_scatter(self: Operand, src: Tensor, dim: int, index: int) -> Write:
+    value = operand(self, "the input")
+    axis, after = dim % value.ndim, value.ndim - dim % value.ndim - 1
+    source = constant(src, "what is written")
+    source = source.unsqueeze(source.ndim - after) if source.ndim >= after else source
+    return Write(axis, index, None if index == -1 else index + 1, source)
 
 
 @reads("onnx.Slice")

@@ -15,10 +15,22 @@ aten = torch.ops.aten
 
 _CONVOLUTIONS = {1: aten.conv1d.default, 2: aten.conv2d.default, 3: aten.conv3d.default}
 _SAME = {1: aten.conv1d.padding, 2: aten.conv2d.padding, 3: aten.conv3d.padding}
-_TRANSPOSED = {1: aten.conv_transpose1d.default, 2: aten.conv_transpose2d.input, 3: aten.conv_transpose3d.input}
+_TRANSPOSED = {
+    1: aten.conv_transpose1d.default,
+    2: aten.conv_transpose2d.input,
+    3: aten.conv_transpose3d.input,
+}
 _PADS = {
-    "reflect": {1: aten.reflection_pad1d.default, 2: aten.reflection_pad2d.default, 3: aten.reflection_pad3d.default},
-    "replicate": {1: aten.replication_pad1d.default, 2: aten.replication_pad2d.default, 3: aten.replication_pad3d.default},
+    "reflect": {
+        1: aten.reflection_pad1d.default,
+        2: aten.reflection_pad2d.default,
+        3: aten.reflection_pad3d.default,
+    },
+    "replicate": {
+        1: aten.replication_pad1d.default,
+        2: aten.replication_pad2d.default,
+        3: aten.replication_pad3d.default,
+    },
 }
 
 
@@ -89,7 +101,9 @@ class Calls:
         matrix = self.call(aten.permute.default, weight, [1, 0])
         if len(shape) == 2:
             return self._product(x, matrix, bias)
-        lead = [n if isinstance(n, int) else self.call(aten.sym_size.int, x, i) for i, n in enumerate(shape[:-1])]
+        lead = [
+            n if isinstance(n, int) else self.call(aten.sym_size.int, x, i) for i, n in enumerate(shape[:-1])
+        ]
         rows = prod(lead) if all(isinstance(n, int) for n in lead) else -1
         if not _is_row_major(x.meta["val"]):
             x = self.call(aten.clone.default, x, memory_format=torch.contiguous_format)
@@ -98,7 +112,11 @@ class Calls:
         return self.call(aten.view.default, product, [*lead, weight.meta["val"].shape[0]])
 
     def _product(self, x: Node, matrix: Node, bias: Node | None) -> Node:
-        return self.call(aten.mm.default, x, matrix) if bias is None else self.call(aten.addmm.default, bias, x, matrix)
+        return (
+            self.call(aten.mm.default, x, matrix)
+            if bias is None
+            else self.call(aten.addmm.default, bias, x, matrix)
+        )
 
 
 def _is_row_major(value: torch.Tensor) -> bool:

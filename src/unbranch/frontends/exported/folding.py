@@ -46,7 +46,9 @@ class Folding:
             inside = totals(graph, [graph.nodes[i] for i in place.fact.members], self._parameters(place.gone))
             removed = replace(inside, ops=inside.ops - len(place.moves))
             added = totals_of_map(place.fact)
-            after = after + Totals(added.ops - removed.ops, added.multiply_adds - removed.multiply_adds, added.parameters)
+            after = after + Totals(
+                added.ops - removed.ops, added.multiply_adds - removed.multiply_adds, added.parameters
+            )
             name = self._path(place.fact) or place.end.name
             folded.append(Folded(name, str(place.fact.geometry), "graph", removed, added, place.end.name))
         gone = set().union(*(place.gone for place in self.places))
@@ -148,7 +150,12 @@ def _holds(other: Interpretation, fact: Fact) -> bool:
 
 def _check_mode(program: ExportedProgram) -> None:
     for node in program.graph.nodes:
-        if str(node.target).startswith(NORMS) and len(node.args) > 5 and node.args[3] is not None and node.args[5] is True:
+        if (
+            str(node.target).startswith(NORMS)
+            and len(node.args) > 5
+            and node.args[3] is not None
+            and node.args[5] is True
+        ):
             path = next((path for path, _ in reversed(common_stack([node]).values())), "")
             raise ValueError(
                 f"{path or node.name} is a batch norm in training mode, which uses the batch's statistics: "

@@ -117,7 +117,9 @@ def written_by(node: Node) -> list[Node]:
     if isinstance(node.target, OpOverload):
         if not node.target._schema.is_mutable:
             return []
-        return [n for a, tree in given(node) if a.alias_info and a.alias_info.is_write for n in nodes_in(tree)]
+        return [
+            n for a, tree in given(node) if a.alias_info and a.alias_info.is_write for n in nodes_in(tree)
+        ]
     if isinstance(node.target, torch._ops.HigherOrderOperator) and _bodies_write(node):
         return list(node.all_input_nodes)
     return []
@@ -127,7 +129,9 @@ def aliased_by(node: Node) -> list[Node]:
     """The nodes of whose memory a call's result may be a view."""
     if isinstance(node.target, torch._ops.HigherOrderOperator) or str(node.target) in UNDECLARED:
         return list(node.all_input_nodes)
-    if not isinstance(node.target, OpOverload) or all(r.alias_info is None for r in node.target._schema.returns):
+    if not isinstance(node.target, OpOverload) or all(
+        r.alias_info is None for r in node.target._schema.returns
+    ):
         return []
     return [n for a, tree in given(node) if a.alias_info for n in nodes_in(tree)]
 

@@ -82,7 +82,9 @@ def _release(reading: Reading, place: Place, node: Node, since: int) -> None:
             continue
         if user.target is SIZE:
             place.sizes[user] = _same_size(place, user)
-        elif str(user.target) == ASSERTION or (user in reading.passing | reading.fixed and user.op == "call_function"):
+        elif str(user.target) == ASSERTION or (
+            user in reading.passing | reading.fixed and user.op == "call_function"
+        ):
             place.gone.add(user)
             _release(reading, place, user, since)
         else:
@@ -91,7 +93,9 @@ def _release(reading: Reading, place: Place, node: Node, since: int) -> None:
 
 def _same_size(place: Place, question: Node) -> tuple[Node, int]:
     """An axis that survives and is as long."""
-    inputs = [n for n in question.graph.nodes if n.op == "placeholder" and isinstance(n.meta["val"], torch.Tensor)]
+    inputs = [
+        n for n in question.graph.nodes if n.op == "placeholder" and isinstance(n.meta["val"], torch.Tensor)
+    ]
     for node in (place.source, *inputs):
         for axis, size in enumerate(node.meta["val"].shape):
             if difference(size, question.meta["val"]) == 0:

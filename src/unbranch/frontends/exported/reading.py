@@ -39,6 +39,8 @@ from unbranch.frontends.exported.shapes import (
 from unbranch.frontends.exported.sizes import Numbers
 from unbranch.ops import Identity, Operand, Permute, Reshape, read
 
+SCATTERS = ("aten.slice_scatter.default", "aten.select_scatter.default")
+
 SIZED = "an argument is computed from the input's size"
 
 
@@ -99,7 +101,9 @@ class _Reader:
         self.reading.positions = {node: position for position, node in enumerate(nodes)}
         self.shape_only = shape_only(nodes)
         self.last_use = {
-            node: max((self.reading.positions[user] for user in node.users if self._reads(user, node)), default=-1)
+            node: max(
+                (self.reading.positions[user] for user in node.users if self._reads(user, node)), default=-1
+            )
             for node in nodes
         }
         self.written = written_placeholders(program.graph)
@@ -149,12 +153,12 @@ class _Reader:
         if tensor is None:
             self._new_cell(node, self._fresh(value), Storage(external=True))
         else:
-            self._fix(node, Fixed(tensor=tensor), Storage(external=True))
+            self._fix(node, Fixed(tensor=tensor.detach()), Storage(external=True))
 
     def _attribute(self, node: Node) -> None:
         held = operator.attrgetter(str(node.target))(self.program.graph_module)
         if isinstance(held, Tensor):
-            self._fix(node, Fixed(tensor=held), Storage(external=True))
+            self._fix(node, Fixed(tensor=held.detach()), Storage(external=True))
         else:
             self.items[node] = held
 
@@ -181,7 +185,9 @@ class _Reader:
     def _measure(self, node: Node, value: Any) -> None:
         """A node that makes no tensor: a size, an assertion, or a number read out of a value."""
         self.items[node] = self._number(value)
-        if isinstance(node.target, OpOverload) and not str(node.target).startswith(("aten.sym_", "aten._assert_tensor_metadata")):
+        if isinstance(node.target, OpOverload) and not str(node.target).startswith(
+            ("aten.sym_", "aten._assert_tensor_metadata")
+        ):
             operands = list(operands_in(self._arguments((node.args, node.kwargs))))
             if operands:
                 result = self.reading.graph.value(())
@@ -276,7 +282,9 @@ class _Reader:
             return [self._argument(node, part) for part in item]
         if isinstance(item, Spread | Part):
             value = self._fresh(node.meta["val"])
-            inputs = [item.cell.value] if isinstance(item, Part) and isinstance(item.cell.value, Operand) else []
+            inputs = (
+                [item.cell.value] if isinstance(item, Part) and isinstance(item.cell.value, Operand) else []
+            )
             self._append(node, inputs, {}, [value], "its shape depends on the input's size")
             self._new_cell(node, value, Storage())
             return value
@@ -289,7 +297,11 @@ class _Reader:
         items = [self.items[n] for n in node.all_input_nodes]
         storage = merge([i.storage for n in aliased_by(node) for i in _cells(self.items[n])])
         sized = any(isinstance(item, Number) for item in items)
-        if not sized and _is_repeatable(node) and all(isinstance(i, Cell) and isinstance(i.value, Fixed) for i in items):
+        if (
+            not sized
+            and _is_repeatable(node)
+            and all(isinstance(i, Cell) and isinstance(i.value, Fixed) for i in items)
+        ):
             frozen = _mapped((node.args, node.kwargs), lambda n: self.items[n].value)
             self._fix(node, Fixed(node.target, *frozen), storage)
         elif str(node.target) == "aten.expand.default" and self._constant(items[0]) is not None:
@@ -306,7 +318,11 @@ class _Reader:
 
     def _called(self, node: Node, sized: bool) -> Any:
         """Append a call; its results, nested as the node's are."""
-        args, kwargs = self._arguments(node.args), self._arguments(dict(node.kwargs))
+        written = self._written_constant(node)
+        args = self._arguments(node.args if written is None else (node.args[0], *node.args[2:]))
+        kwargs = self._arguments(dict(node.kwargs))
+        if written is not None:
+            args.insert(1, written)
         reason = None
         if str(node.target) == "aten.slice.Tensor":
             where = bounds(node)
@@ -314,12 +330,19 @@ class _Reader:
         elif str(node.target) == "aten.slice_scatter.default":
             where = bounds(node)
             args, kwargs, sized = [args[0], args[1], *(where or ())], {}, where is None
-        unknown = any(isinstance(i, Number) and i.value is None for i in map(self.items.get, node.all_input_nodes))
+        unknown = any(
+            isinstance(i, Number) and i.value is None for i in map(self.items.get, node.all_input_nodes)
+        )
         if unknown or (sized and not _arranges(str(node.target), args, kwargs)):
             reason = SIZED
         if not isinstance(node.target, OpOverload):
             reason = f"{node.target} runs a graph of its own"
         return self._append_all(node, args, kwargs, reason)
+
+    def _written_constant(self, node: Node) -> Tensor | None:
+        """What a functional write puts into a slice, where that is a constant that was repeated to the slice's shape."""
+        source = self.items.get(node.args[1]) if str(node.target) in SCATTERS else None
+        return _tensor(source.value) if isinstance(source, Spread) else None
 
     def _append_all(self, node: Node, args: Any, kwargs: dict[str, Any], reason: str | None) -> Any:
         """Append a call with fresh values for all that it returns; these, nested as they are."""
@@ -331,7 +354,9 @@ class _Reader:
     def _fresh_like(self, value: Any) -> Any:
         if isinstance(value, Tensor):
             return self._fresh(value)
-        return [self._fresh_like(v) for v in value] if isinstance(value, list | tuple) else self._number(value)
+        return (
+            [self._fresh_like(v) for v in value] if isinstance(value, list | tuple) else self._number(value)
+        )
 
     def _append(
         self,
@@ -363,7 +388,9 @@ class _Reader:
 
     def _shaped_like(self, node: Node) -> None:
         """A value of which only the shape comes from the first operand: a copy of the second, or one number."""
-        args = list(node.args[1:]) + [node.kwargs[k] for k in ("fill_value", "value", "src") if k in node.kwargs]
+        args = list(node.args[1:]) + [
+            node.kwargs[k] for k in ("fill_value", "value", "src") if k in node.kwargs
+        ]
         source = args[0] if args else SHAPED_LIKE[str(node.target)]
         if not isinstance(source, Node):
             self.items[node] = Spread(float(source))
@@ -398,7 +425,9 @@ class _Reader:
         if why is None:
             results = self._called(node, sized)
         else:
-            results = self._append_all(node, self._arguments(node.args), self._arguments(dict(node.kwargs)), why)
+            results = self._append_all(
+                node, self._arguments(node.args), self._arguments(dict(node.kwargs)), why
+            )
         if len(targets) == 1 and isinstance(results, Operand):
             cell = targets[0]
             self.items[node] = cell
@@ -464,15 +493,26 @@ class _Reader:
             axis, start, stop = part.cuts[0]
             written = _lifted(constant, part, axis)
             value = self._fresh(cell.nodes[0].meta["val"])
-            self._append(node, [cell.value, written, axis, start, stop], {}, [value], None, "aten.slice_scatter.default")
+            self._append(
+                node,
+                [cell.value, written, axis, start, stop],
+                {},
+                [value],
+                None,
+                "aten.slice_scatter.default",
+            )
             self._hold(cell, value, node)
         self._stale(cell.storage, [cell], node)
         self.items[node] = part
 
 
+def _tensor(constant: Fixed | float) -> Tensor:
+    return constant.value() if isinstance(constant, Fixed) else torch.tensor(constant)
+
+
 def _lifted(constant: Fixed | float, part: Part, axis: int) -> Tensor:
     """What is written, with the axis back that a select took away."""
-    source = constant.value() if isinstance(constant, Fixed) else torch.tensor(constant)
+    source = _tensor(constant)
     after = sum(a > axis for a in part.axes)
     return source if axis in part.axes or source.ndim < after else source.unsqueeze(source.ndim - after)
 

@@ -46,7 +46,9 @@ def asks_shape(user: Node, node: Node) -> bool:
     first = bool(user.args) and user.args[0] is node and node not in user.args[1:]
     if spelling in FILLS_IN_PLACE:
         return first and not user.users
-    return first and (spelling in SHAPED_LIKE or (spelling == "aten.slice_scatter.default" and is_whole(user)))
+    return first and (
+        spelling in SHAPED_LIKE or (spelling == "aten.slice_scatter.default" and is_whole(user))
+    )
 
 
 def is_whole(node: Node) -> bool:

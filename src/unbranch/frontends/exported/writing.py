@@ -41,9 +41,13 @@ class Writer:
         specs = program.graph_signature.input_specs
         self.specs = {self.copies[node]: spec for node, spec in zip(program.graph.nodes, specs, strict=False)}
         self.after_parameters = next(
-            n for n in self.graph.nodes if n not in self.specs or self.specs[n].kind is not InputKind.PARAMETER
+            n
+            for n in self.graph.nodes
+            if n not in self.specs or self.specs[n].kind is not InputKind.PARAMETER
         )
-        self.fake_mode = next(n.meta["val"].fake_mode for n in program.graph.nodes if isinstance(n.meta.get("val"), FakeTensor))
+        self.fake_mode = next(
+            n.meta["val"].fake_mode for n in program.graph.nodes if isinstance(n.meta.get("val"), FakeTensor)
+        )
         self.state = dict(program.state_dict)
         self.taken = {spec.target for spec in specs if spec.target}
         self.unused = {node for node in self.graph.nodes if not node.users}
@@ -182,7 +186,9 @@ class Writer:
         specs = []
         for spec, value in zip(self.program.graph_signature.output_specs, output.args[0], strict=True):
             named = isinstance(spec.arg, TensorArgument) and isinstance(value, Node)
-            specs.append(OutputSpec(spec.kind, TensorArgument(value.name) if named else spec.arg, spec.target))
+            specs.append(
+                OutputSpec(spec.kind, TensorArgument(value.name) if named else spec.arg, spec.target)
+            )
         return specs
 
 
