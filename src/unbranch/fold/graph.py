@@ -1,7 +1,7 @@
 """The neutral graph: a flat list of ops, read once, whatever front end it came from."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,8 @@ from unbranch.ops import Concat, Map, Operand, Record, Sum, read
 class Node:
     """One op. ``records`` holds what each output is, None where it is not linear; ``reason`` then says why.
 
-    ``inputs`` are the operands that the records combine, in order; of an opaque op, all that it reads.
+    ``inputs`` are the operands that the records combine, in order; of an opaque op, all that it reads. ``args`` and ``kwargs`` are
+    the call's own, with an `Operand` for each value.
     """
 
     index: int
@@ -24,6 +25,8 @@ class Node:
     outputs: tuple[int, ...]
     records: tuple[Record | None, ...]
     reason: str | None = None
+    args: Sequence[Any] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -75,6 +78,8 @@ class Graph:
             outputs=tuple(o.index for o in outputs),
             records=records,
             reason=reason,
+            args=args,
+            kwargs=kwargs,
         )
         self.nodes.append(node)
         for output in outputs:

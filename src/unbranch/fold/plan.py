@@ -19,10 +19,16 @@ from unbranch.ops import Identity, Map, Permute, Reshape, Slice, Write
 
 @runtime_checkable
 class Costs(Protocol):
-    """What the planner compares. Both are in the same unit, whatever it is."""
+    """What the planner compares, all in the same ``unit``."""
+
+    unit: str
 
     def node(self, node: Node) -> float:
         """The price of a node as it stands."""
+        ...
+
+    def original(self, fact: Fact) -> float:
+        """The price of a region as it stands."""
         ...
 
     def region(self, fact: Fact) -> float:
@@ -40,6 +46,7 @@ class WorkCosts:
     graph: Graph
     extra: Callable[[Fact], float] = lambda fact: 0.0
     known: dict[int, float] = field(default_factory=dict)
+    unit: str = "work"
 
     def node(self, node: Node) -> float:
         """Views are free; an op that moves elements costs that; a map costs what `cost` says."""
@@ -57,6 +64,10 @@ class WorkCosts:
             geometry = self.graph.geometry_of(node)
             return cost(geometry, (written // max(geometry.out_channels, 1),))
         return ELEMENT * (read + written)
+
+    def original(self, fact: Fact) -> float:
+        """The sum of the nodes."""
+        return sum(self.node(self.graph.nodes[index]) for index in fact.members)
 
     def region(self, fact: Fact) -> float:
         """One convolution from the source to the value."""
@@ -161,8 +172,7 @@ class _Planner:
         return self.choices[id(fact)]
 
     def _original(self, fact: Fact) -> Choice:
-        work = [self.costs.node(self.graph.nodes[i]) for i in fact.members]
-        return Choice(sum(work), sum(self._runs(self.graph.nodes[i]) for i in fact.members))
+        return Choice(self.costs.original(fact), sum(self._runs(self.graph.nodes[i]) for i in fact.members))
 
     def _runs(self, node: Node) -> bool:
         return not isinstance(node.records[0], Identity)
@@ -174,7 +184,7 @@ class _Planner:
         choice = Choice(self.costs.region(fact), 1, (fact,))
         if choice.rank >= best.rank:
             if best.work < choice.work and not best.regions:
-                more = f"{100 * (choice.work / max(best.work, 1.0) - 1):.0f} % more work"
+                more = f"{100 * (choice.work / best.work - 1):.0f} % more {self.costs.unit}"
                 self.refused[id(fact)] = fact, f"exact as one {fact.geometry}, but that is {more}"
             return None
         if id(fact) in self.barred:

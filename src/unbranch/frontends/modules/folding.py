@@ -11,11 +11,12 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from unbranch.affine import ELEMENT, NotLinear, multiply_adds
+from unbranch.affine import ELEMENT, NotLinear
 from unbranch.fold.facts import Fact
 from unbranch.fold.interpret import interpret
 from unbranch.fold.plan import Plan, WorkCosts, plan
 from unbranch.fold.report import Folded, Refused, Report, Totals
+from unbranch.fold.totals import totals, totals_of_map
 from unbranch.frontends.modules.emit import emit, native_padding
 from unbranch.frontends.modules.frames import common_frame
 from unbranch.frontends.modules.inputs import ExampleInputs, arguments, guesses
@@ -23,7 +24,7 @@ from unbranch.frontends.modules.recorder import Recording, record
 from unbranch.frontends.modules.rewriting import TRACING_ERRORS, Rewriter
 from unbranch.frontends.modules.sites import Finder, Signature, Site
 from unbranch.frontends.modules.writing import write
-from unbranch.ops import Identity, Map
+from unbranch.ops import Map
 
 Where: TypeAlias = str | Callable[[str, nn.Module], bool] | None
 
@@ -76,7 +77,9 @@ class Folding:
 
     def report(self, applied: bool) -> Report:
         """What folds and what does not."""
-        before = _totals(self.model, self.recording)
+        before = totals(
+            self.recording.graph, self.recording.graph.nodes, sum(p.numel() for p in self.model.parameters())
+        )
         folded, after = [], before
         for site in self.sites:
             removed, added = _site_totals(site, self.recording)
@@ -224,37 +227,17 @@ def _uneven(sites: Sequence[Site], recording: Recording) -> list[Site]:
     ]
 
 
-def _totals(model: nn.Module, recording: Recording) -> Totals:
-    graph = recording.graph
-    ops = sum(not isinstance(node.records[0], Identity) for node in graph.nodes)
-    macs = sum(_multiply_adds(recording, node.index) for node in graph.nodes)
-    return Totals(ops, macs, sum(p.numel() for p in model.parameters()))
-
-
-def _multiply_adds(recording: Recording, index: int) -> float:
-    node = recording.graph.nodes[index]
-    if not isinstance(node.records[0], Map):
-        return 0.0
-    geometry = recording.graph.geometry_of(node)
-    positions = prod(recording.graph.values[node.outputs[0]].shape) // max(1, geometry.out_channels)
-    return multiply_adds(geometry, (positions,))
-
-
 def _site_totals(site: Site, recording: Recording) -> tuple[Totals, Totals]:
     """Of the region as it stands, and of the convolution that takes its place."""
-    nodes = [recording.graph.nodes[i] for i in site.fact.members]
-    ops = len(site.removed(recording.graph.nodes))
-    macs = sum(_multiply_adds(recording, node.index) for node in nodes)
     owned = {
         id(p): p.numel()
-        for node in nodes
-        for p in recording.frames[node.index].module._parameters.values()
+        for node in site.fact.members
+        for p in recording.frames[node].module._parameters.values()
         if p is not None
     }
-    g = site.fact.geometry
-    weights = g.out_channels * (g.in_channels // g.groups) * prod(g.kernel) + g.out_channels * g.biased
-    positions = prod(site.fact.shape) // max(1, g.out_channels)
-    return Totals(ops, macs, sum(owned.values())), Totals(1, multiply_adds(g, (positions,)), weights)
+    return totals(recording.graph, site.removed(recording.graph.nodes), sum(owned.values())), totals_of_map(
+        site.fact
+    )
 
 
 def to_convolution(module: nn.Module, example: Tensor) -> nn.Module:
