@@ -1,6 +1,5 @@
 """Measure a detector on a data set: its own weights, an exported file, a module, or any function."""
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,10 +74,9 @@ def validate(
         raise InputError(
             f"{weights}: its input is {fixed[1]}x{fixed[0]}; measuring needs a square or a dynamic one"
         )
-    if isinstance(data, Split):
-        checked = data
-    else:
-        checked = check_split(open_spec(data), split, size if fixed is None else fixed[0], cache)
+    checked = (
+        data if isinstance(data, Split) else _read(data, split, size if fixed is None else fixed[0], cache)
+    )
     if fixed is not None and fixed[0] != checked.size:
         raise InputError(
             f"{weights}: its input is {fixed[0]} pixels, the pictures are held at {checked.size}"
@@ -92,6 +90,10 @@ def validate(
         runner.predict, (batches[i] for i in range(len(batches))), limits, device
     )
     return Validation(evaluate(in_order(found, len(checked)), checked), checked, milliseconds, runner.notes)
+
+
+def _read(data: str | Path | Mapping[str, Any], split: str, size: int, cache: Kind) -> Split:
+    return check_split(open_spec(data), split, size, cache)
 
 
 def open_runner(weights: Weights, device: str) -> Runner:
@@ -129,13 +131,3 @@ def _of_engine(engine: Engine) -> Predictor:
         return torch.as_tensor(engine.run(array))[: len(images)]
 
     return predict
-
-
-def timed(predict: Predictor, images: Tensor, runs: int = 5) -> float:
-    """The least milliseconds that one call took, of `runs`."""
-    spent = []
-    for _ in range(runs):
-        start = time.perf_counter()
-        predict(images)
-        spent.append(time.perf_counter() - start)
-    return 1000 * min(spent)
