@@ -100,7 +100,7 @@ def load_sources(held_out: bool) -> Sources:
 
 def make_scene(sources: Sources, side: int, draw: np.random.Generator) -> Scene:
     """A cut-out of a photograph with one to seven digits on it that do not touch."""
-    pixels = _background(sources.photographs[draw.integers(len(sources.photographs))], side, draw)
+    pixels = _background(sources.photographs[int(draw.integers(len(sources.photographs)))], side, draw)
     boxes: list[tuple[int, int, int, int, int]] = []
     for _ in range(draw.integers(1, 8)):
         which = int(draw.integers(len(sources.digits)))
@@ -128,7 +128,7 @@ def _background(photograph: np.ndarray, side: int, draw: np.random.Generator) ->
 def _ink(digit: Float[np.ndarray, "28 28"], side: int) -> Float[np.ndarray, "h w"]:
     """The digit at that size, cut to the rows and columns that hold ink: its box, exactly."""
     scaled = cv2.resize(digit, (side, side), interpolation=cv2.INTER_LINEAR).clip(0, 1)
-    rows, columns = (scaled >= INK).any(1).nonzero()[0], (scaled >= INK).any(0).nonzero()[0]
+    rows, columns = (np.flatnonzero((scaled >= INK).any(axis)) for axis in (1, 0))
     return scaled[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
 
 

@@ -1,0 +1,247 @@
+"""Blood cells from scratch: our YOLOv5n, the same with RepVGG in its C3, and ultralytics' yolov5n.yaml.
+
+Each run (network, seed) writes one JSON file and is left out where that file is there, so a broken benchmark goes on
+where it stopped; our own trainings go on from their last epoch. All networks are measured on the test split by one
+evaluator (COCO's), each with its own usual suppression. Example:
+
+    python benchmarks/bccd.py ../shared/data/bccd/BCCD --out runs/bccd --networks plain ultralytics --seeds 0 1 2
+"""
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("YOLO_OFFLINE", "true")
+os.environ.setdefault("YOLO_AUTOINSTALL", "false")
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from unbranch.detect import train, validate
+from unbranch.detect.data import Report, open_spec
+from unbranch.detect.files import replacing
+from unbranch.detect.metrics import Metrics
+from unbranch.detect.training.settings import SETTINGS_FILE
+from unbranch.detect.validation import MEASURING, plain_table
+
+OURS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "repvgg": {"block": "repvgg"},
+    "plain-3x3": {"bottleneck": "3x3-3x3"},
+    "repvgg-3x3": {"block": "repvgg", "bottleneck": "3x3-3x3"},
+}
+PEER = "ultralytics"
+PEER_IOU = 0.7
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training: which network, on what, for how long, and where it is kept."""
+
+    network: str
+    seed: int
+    epochs: int
+    size: int
+    batch: int
+    data: Path
+    out: Path
+
+    @property
+    def name(self) -> str:
+        """Names its files."""
+        return f"{self.network}-{self.size}px-{self.epochs}ep-seed{self.seed}"
+
+    @property
+    def file(self) -> Path:
+        """What it found."""
+        return self.out / f"{self.name}.json"
+
+
+def main() -> None:
+    """Train what is not there yet, then print the table."""
+    runs = list(asked_for())
+    for run in runs:
+        if run.file.exists():
+            print(f"{run.name}: done before")
+            continue
+        print(f"{run.name}: training", flush=True)
+        found = with_ultralytics(run) if run.network == PEER else with_ours(run)
+        with replacing(run.file) as part:
+            part.write_text(json.dumps({**about(run), **found}, indent=2) + "\n", encoding="utf-8")
+    print(summary([json.loads(run.file.read_text()) for run in runs]))
+
+
+def asked_for() -> Iterator[Run]:
+    """The runs of the command line, seed by seed, so that the networks go side by side."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("data", type=Path, help="the folder BCCD, Pascal VOC")
+    parser.add_argument("--out", type=Path, default=Path("runs/bccd"))
+    parser.add_argument("--networks", nargs="+", choices=[*OURS, PEER], default=["plain", PEER, "repvgg"])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--size", type=int, default=320)
+    parser.add_argument("--batch", type=int, default=16)
+    given = parser.parse_args()
+    for seed in given.seeds:
+        for network in given.networks:
+            yield Run(
+                network,
+                seed,
+                given.epochs,
+                given.size,
+                given.batch,
+                given.data.absolute(),
+                given.out.absolute(),
+            )
+
+
+def about(run: Run) -> dict[str, Any]:
+    """What was run, and where."""
+    plain = {key: getattr(run, key) for key in ("network", "seed", "epochs", "size", "batch")}
+    return {**plain, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "python": platform.python_version(),
+            "torch": torch.__version__}  # fmt: skip
+
+
+def with_ours(run: Run) -> dict[str, Any]:
+    """Train ours, from its last epoch where it was broken off."""
+    folder = run.out / run.name
+    if (folder / SETTINGS_FILE).exists():
+        result = train(folder=folder, resume=True)
+    else:
+        options = {
+            "epochs": run.epochs,
+            "size": run.size,
+            "batch": run.batch,
+            "seed": run.seed,
+            "patience": 0,
+        }
+        result = train(
+            run.data, "yolov5n", folder=folder, accelerator="cpu", network=OURS[run.network], **options
+        )
+    rows = result.history.rows
+    metrics = validate(result.best, run.data, "test", run.size, cache="ram").metrics
+    return {
+        **measures(metrics),
+        "seconds_training": statistics.median(row["seconds"] for row in rows),
+        "seconds_epoch": statistics.median(row["seconds"] + row["val_seconds"] for row in rows),
+        "best_epoch": result.history.best_epoch,
+    }
+
+
+def with_ultralytics(run: Run) -> dict[str, Any]:
+    """Train the peer with its own defaults, from the start."""
+    from ultralytics import YOLO
+
+    folder = run.out / run.name
+    shutil.rmtree(folder, ignore_errors=True)
+    model = YOLO("yolov5n.yaml")
+    marks: dict[str, list[float]] = {
+        "on_train_epoch_start": [],
+        "on_train_epoch_end": [],
+        "on_fit_epoch_end": [],
+    }
+    for event, times in marks.items():
+        model.add_callback(event, lambda _trainer, times=times: times.append(time.perf_counter()))
+    model.train(
+        data=str(as_yolo(run)), epochs=run.epochs, imgsz=run.size, batch=run.batch, seed=run.seed, device="cpu",
+        project=str(run.out), name=run.name, exist_ok=True, pretrained=False, plots=False, verbose=False,
+    )  # fmt: skip
+    starts, trained, whole = (marks[event][: run.epochs] for event in marks)
+    network = YOLO(folder / "weights" / "best.pt").model
+    if not isinstance(network, torch.nn.Module):
+        raise TypeError("ultralytics gave no module")
+    network.float().eval()
+
+    def predictions(images: Tensor) -> Tensor:
+        boxes = network(images)[0].transpose(1, 2)
+        return torch.cat((boxes[..., :4], torch.ones_like(boxes[..., :1]), boxes[..., 4:]), -1)
+
+    limits = replace(MEASURING, iou=PEER_IOU)
+    metrics = validate(predictions, run.data, "test", run.size, limits=limits, cache="ram").metrics
+    return {
+        **measures(metrics),
+        "seconds_training": statistics.median(b - a for a, b in zip(starts, trained, strict=True)),
+        "seconds_epoch": statistics.median(b - a for a, b in zip(starts, whole, strict=True)),
+    }
+
+
+def measures(metrics: Metrics) -> dict[str, Any]:
+    """What counts of the metrics."""
+    return {"map50": metrics.map50, "map": metrics.map, "classes": metrics.to_dict()["classes"]}
+
+
+def as_yolo(run: Run) -> Path:
+    """The same data, the same boxes, in the form that the peer reads."""
+    root = run.out / "data"
+    spec = open_spec(run.data)
+    for split in spec.splits:
+        for folder in ("images", "labels"):
+            (root / folder / split).mkdir(parents=True, exist_ok=True)
+        for entry in spec.entries(split, Report(split)):
+            target = root / "images" / split / entry.path.name
+            if not target.exists():
+                shutil.copyfile(entry.path, target)
+            with Image.open(entry.path) as picture:
+                width, height = picture.size
+            lines = []
+            for box in entry.boxes:
+                x1, y1, x2, y2 = box.corners
+                if x2 > x1 and y2 > y1:
+                    cx, cy, w, h = (
+                        (x1 + x2) / 2 / width,
+                        (y1 + y2) / 2 / height,
+                        (x2 - x1) / width,
+                        (y2 - y1) / height,
+                    )
+                    lines.append(f"{box.category} {cx:.6f} {cy:.6f} {w:.6f} {h:.6f}")
+            (root / "labels" / split / f"{entry.path.stem}.txt").write_text("\n".join(lines))
+    splits = "".join(f"{split}: images/{split}\n" for split in spec.splits)
+    (root / "data.yaml").write_text(f"path: {root}\n{splits}names: {list(spec.names)}\n")
+    return root / "data.yaml"
+
+
+def summary(results: list[dict[str, Any]]) -> str:
+    """Mean and standard deviation over the seeds for each network, and the comparison with the peer."""
+    networks = dict.fromkeys(result["network"] for result in results)
+    rows: list[list[Any]] = [["network", "runs", "mAP50", "±", "mAP50-95", "±", "s training", "s epoch"]]
+    means: dict[str, tuple[float, float, float]] = {}
+    for network in networks:
+        own = [result for result in results if result["network"] == network]
+        columns = {
+            key: [result[key] for result in own]
+            for key in ("map50", "map", "seconds_training", "seconds_epoch")
+        }
+        spread = {
+            key: statistics.stdev(values) if len(values) > 1 else float("nan")
+            for key, values in columns.items()
+        }
+        mean = {key: statistics.fmean(values) for key, values in columns.items()}
+        means[network] = mean["map50"], spread["map50"], mean["seconds_epoch"]
+        rows.append([network, len(own), mean["map50"], spread["map50"], mean["map"], spread["map"],
+                     mean["seconds_training"], mean["seconds_epoch"]])  # fmt: skip
+    lines = [plain_table(rows)]
+    if PEER in means:
+        peer, peer_spread, peer_seconds = means[PEER]
+        for network, (mean, spread, seconds) in means.items():
+            if network != PEER:
+                pooled = ((spread**2 + peer_spread**2) / 2) ** 0.5
+                lines.append(
+                    f"{network} against {PEER}: mAP50 {mean - peer:+.3f} (one pooled standard deviation is {pooled:.3f}), "
+                    f"{seconds / peer_seconds:.2f} of its seconds an epoch"
+                )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
