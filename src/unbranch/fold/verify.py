@@ -80,8 +80,9 @@ def verify_modules(
     kwargs: Mapping[str, Any],
     sizes: Sizes,
     report: Report | None,
+    others: Sequence[tuple[Any, Any]] | None = None,
 ) -> Certificate:
-    """The certificate of two modules; neither is changed.
+    """The certificate of two modules; neither is changed. ``others`` are more (args, kwargs) to run, in place of guessed sizes.
 
     Raises:
         ValueError: one of them is in training mode.
@@ -90,7 +91,9 @@ def verify_modules(
         if module.training:
             raise ValueError(f"the model {name} folding is in training mode: call eval() first")
     notes: list[str] = []
-    others, why = _other_inputs(before, args, kwargs, sizes)
+    why = None
+    if others is None:
+        others, why = _other_inputs(before, args, kwargs, sizes)
     if why:
         notes.append(why)
     inputs = [(args, kwargs), *others]
