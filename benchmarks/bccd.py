@@ -119,16 +119,9 @@ def with_ours(run: Run) -> dict[str, Any]:
     if (folder / SETTINGS_FILE).exists():
         result = train(folder=folder, resume=True)
     else:
-        options = {
-            "epochs": run.epochs,
-            "size": run.size,
-            "batch": run.batch,
-            "seed": run.seed,
-            "patience": 0,
-        }
-        result = train(
-            run.data, "yolov5n", folder=folder, accelerator="cpu", network=OURS[run.network], **options
-        )
+        options = dict[str, Any](epochs=run.epochs, size=run.size, batch=run.batch, seed=run.seed, patience=0)
+        options |= {"accelerator": "cpu", "network": OURS[run.network]}
+        result = train(run.data, "yolov5n", folder=folder, **options)
     rows = result.history.rows
     metrics = validate(result.best, run.data, "test", run.size, cache="ram").metrics
     return {
