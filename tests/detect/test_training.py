@@ -89,7 +89,7 @@ def test_ten_kills_at_random_moments_change_nothing(data: Path, tmp_path: Path) 
     assert differences(state(whole), state(broken)) == []
     assert rows(broken) == 12
     best = [load_model(folder / "best.safetensors").state_dict() for folder in (whole, broken)]
-    assert differences(*map(dict, best)) == []
+    assert differences(dict(best[0]), dict(best[1])) == []
     assert load_extra(whole / "best.safetensors") == load_extra(broken / "best.safetensors")
     assert not list(broken.glob(".*")), "left-overs of a half-written file"
 
