@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from unbranch.affine import Affine, NotLinear
 from unbranch.ops.table import Argument, Map, Operand, constant, operand, reads
@@ -104,3 +104,42 @@ def onnx_batch_normalization(
     training_mode: int = 0,
 ) -> BatchNorm:
     return build(X, scale, B, input_mean, input_var, bool(training_mode), epsilon)
+
+
+class FoldedNorm(nn.Identity):
+    """Stands where a batch norm was: passes its input on, and shows a neutral norm to code that asks for one.
+
+    Weight 1, bias 0, mean 0 and variance 1 - eps, so whoever folds it once more folds an identity. None of it is saved.
+    """
+
+    def __init__(self, channels: int, eps: float, like: Tensor | None) -> None:
+        super().__init__()
+        options = {} if like is None else {"dtype": like.dtype, "device": like.device}
+        self.num_features, self.eps = channels, eps
+        self.register_buffer("weight", torch.ones(channels, **options), persistent=False)
+        self.register_buffer("bias", torch.zeros(channels, **options), persistent=False)
+        self.register_buffer("running_mean", torch.zeros(channels, **options), persistent=False)
+        self.register_buffer("running_var", torch.full((channels,), 1 - eps, **options), persistent=False)
+
+
+@torch.no_grad()
+def restate(norm: nn.modules.batchnorm._BatchNorm, mean: Tensor, var: Tensor) -> None:
+    """Give a norm other statistics and the scale and shift with which it stays the same map in evaluation.
+
+    ``gamma' = s * sqrt(var' + eps)``, ``beta' = t + s * mean'`` where the norm is ``s * x + t``.
+
+    Raises:
+        ValueError: it has no learnt scale and shift, or no statistics.
+    """
+    if norm.weight is None or norm.running_mean is None or norm.running_var is None:
+        raise ValueError("a norm without statistics, or without a learnt scale and shift, cannot be restated")
+    now = BatchNorm(norm.weight, norm.bias, norm.running_mean, norm.running_var, norm.eps).affine(
+        norm.num_features
+    )
+    scale, shift = now.weight.flatten(), now.bias
+    mean, var = mean.to(scale), var.to(scale)
+    assert shift is not None
+    norm.weight.copy_(scale * torch.sqrt(var + norm.eps))
+    norm.bias.copy_(shift + scale * mean)
+    norm.running_mean.copy_(mean)
+    norm.running_var.copy_(var)

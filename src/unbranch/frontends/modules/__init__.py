@@ -5,11 +5,11 @@ from unbranch.frontends.modules.folding import (
     explain_modules,
     reparameterize_copy,
     reparameterize_in_place,
-    to_convolution,
-    unwrap,
 )
+from unbranch.frontends.modules.guards import unwrap
 from unbranch.frontends.modules.inputs import ExampleInputs, arguments
 from unbranch.frontends.modules.recorder import Recording, record
+from unbranch.frontends.modules.whole import to_affine, to_convolution
 
 __all__ = [
     "ExampleInputs",
@@ -20,6 +20,7 @@ __all__ = [
     "record",
     "reparameterize_copy",
     "reparameterize_in_place",
+    "to_affine",
     "to_convolution",
     "unwrap",
 ]

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from unbranch.affine import Affine, Geometry, NotLinear
+from unbranch.ops.batch_norm import FoldedNorm
 
 _CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 _TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
@@ -143,22 +144,6 @@ def _is_channels_last(tensor: Tensor) -> bool:
     if tensor.ndim not in (4, 5):
         return False
     return tensor.is_contiguous(memory_format=_LAST[tensor.ndim - 2]) and not tensor.is_contiguous()
-
-
-class FoldedNorm(nn.Identity):
-    """Stands where a batch norm was: passes its input on, and shows a neutral norm to code that asks for one.
-
-    Weight 1, bias 0, mean 0 and variance 1 - eps, so whoever folds it once more folds an identity. None of it is saved.
-    """
-
-    def __init__(self, channels: int, eps: float, like: Tensor | None) -> None:
-        super().__init__()
-        options = {} if like is None else {"dtype": like.dtype, "device": like.device}
-        self.num_features, self.eps = channels, eps
-        self.register_buffer("weight", torch.ones(channels, **options), persistent=False)
-        self.register_buffer("bias", torch.zeros(channels, **options), persistent=False)
-        self.register_buffer("running_mean", torch.zeros(channels, **options), persistent=False)
-        self.register_buffer("running_var", torch.full((channels,), 1 - eps, **options), persistent=False)
 
 
 def emptied(module: nn.Module) -> nn.Module:

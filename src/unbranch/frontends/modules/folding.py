@@ -8,8 +8,7 @@ from fnmatch import fnmatchcase
 from math import prod
 from typing import Any, TypeAlias
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from unbranch.affine import ELEMENT, NotLinear
 from unbranch.fold.facts import Fact
@@ -17,8 +16,9 @@ from unbranch.fold.interpret import interpret
 from unbranch.fold.plan import Plan, WorkCosts, plan
 from unbranch.fold.report import Folded, Refused, Report, Totals
 from unbranch.fold.totals import totals, totals_of_map
-from unbranch.frontends.modules.emit import emit, native_padding
+from unbranch.frontends.modules.emit import native_padding
 from unbranch.frontends.modules.frames import common_frame
+from unbranch.frontends.modules.guards import check_foldable, unwrap
 from unbranch.frontends.modules.inputs import ExampleInputs, arguments, guesses
 from unbranch.frontends.modules.recorder import Recording, record
 from unbranch.frontends.modules.rewriting import TRACING_ERRORS, Rewriter
@@ -27,41 +27,6 @@ from unbranch.frontends.modules.writing import write
 from unbranch.ops import Map
 
 Where: TypeAlias = str | Callable[[str, nn.Module], bool] | None
-
-WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
-
-
-def unwrap(model: nn.Module) -> tuple[nn.Module, str | None]:
-    """The model inside a parallel or compiled wrapper, and the wrapper's name."""
-    names = []
-    while True:
-        if isinstance(model, WRAPPERS):
-            names.append(type(model).__name__)
-            model = model.module
-        elif isinstance(model, torch._dynamo.OptimizedModule):
-            names.append("torch.compile")
-            model = model._orig_mod
-        else:
-            return model, ", ".join(names) or None
-
-
-def check_foldable(model: nn.Module) -> None:
-    """Refuse what no fold is right for.
-
-    Raises:
-        ValueError: training mode, or autocast is on.
-    """
-    for path, module in model.named_modules():
-        if module.training:
-            where = f"{path} ({type(module).__name__})" if path else f"the model ({type(module).__name__})"
-            raise ValueError(
-                f"{where} is in training mode, where norms use the batch's statistics: call model.eval() first"
-            )
-    for device in ("cpu", "cuda"):
-        if torch.is_autocast_enabled(device):
-            raise ValueError(
-                f"autocast is on for {device}, so the recorded dtypes would not be the model's: fold outside of it"
-            )
 
 
 @dataclass(eq=False)
@@ -238,57 +203,6 @@ def _site_totals(site: Site, recording: Recording) -> tuple[Totals, Totals]:
     return totals(recording.graph, site.removed(recording.graph.nodes), sum(owned.values())), totals_of_map(
         site.fact
     )
-
-
-def to_convolution(module: nn.Module, example: Tensor) -> nn.Module:
-    """The one convolution that equals a module which is affine as a whole, whatever it costs.
-
-    ``module(x) = W * x + b``; shapes as the module's. The parameters do not require gradients; dtype, device and memory format are
-    the module's. Where torch's layer cannot pad as needed, a pad and the convolution in an ``nn.Sequential``.
-
-    Raises:
-        NotLinear: it is not exactly one convolution; the message says why.
-        ValueError: it is in training mode.
-
-    Example:
-        >>> block = nn.Sequential(nn.Conv2d(4, 8, 3, bias=False), nn.BatchNorm2d(8)).eval()
-        >>> to_convolution(block, torch.zeros(1, 4, 9, 9))(torch.zeros(2, 4, 5, 7)).shape
-        torch.Size([2, 8, 3, 5])
-    """
-    check_foldable(module)
-    recording = record(module, (example,))
-    root, graph = recording.root, recording.graph
-    known = interpret(graph)
-    doubts = [
-        f"{f.path or 'it'}: {', '.join(f.doubts)}"
-        for calls in recording.calls.values()
-        for f in calls
-        if f.doubts
-    ]
-    if doubts:
-        raise NotLinear("; ".join(doubts))
-    facts = (
-        [f for f in known.of(root.outputs[0], root.inputs[0]) if f.is_plain and f.axis == 1]
-        if root.outputs
-        else []
-    )
-    if not facts:
-        raise NotLinear(_why_not(known.refusals, recording))
-    weights = [p for p in module.parameters() if p.ndim > 2]
-    like = max(weights, key=lambda weight: weight.numel(), default=None)
-    affine = facts[0].evaluate(graph.device)
-    return emit(affine, graph.values[root.outputs[0]].dtype, like, linear=facts[0].geometry.rank == 0)
-
-
-def _why_not(refusals: dict[int, str], recording: Recording) -> str:
-    """The first reason that kept a module from being affine as a whole."""
-    name = type(recording.root.module).__name__
-    for node in recording.graph.nodes:
-        reason = node.reason or refusals.get(node.index)
-        if reason is not None:
-            where = recording.frames[node.index].path
-            return f"{name} is not one convolution: {where + ': ' if where else ''}{reason}"
-    return f"{name} is not one convolution of its input"
 
 
 def reparameterize_copy(

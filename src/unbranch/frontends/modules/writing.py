@@ -1,12 +1,14 @@
 """Put the convolutions in: edits by reference, so that a module that stands in several places is replaced in all of them."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+from unbranch.affine import Affine
 from unbranch.frontends.modules.emit import chain, emit, emptied, parameters
 from unbranch.frontends.modules.frames import Frame
 from unbranch.frontends.modules.recorder import Recording
@@ -15,12 +17,14 @@ from unbranch.frontends.modules.sites import Site, Step
 from unbranch.ops.convolution import Convolution
 from unbranch.ops.linear import Linear
 
+Make: TypeAlias = Callable[[Site, Affine], nn.Module]
+
 
 def write(root: nn.Module, sites: Sequence[Site], recording: Recording, rewriter: Rewriter) -> nn.Module:
     """Apply the sites, outer modules first. The root is returned: another module where it was itself replaced."""
     unique = list({site.signature: site for site in sites}.values())
     unique.sort(key=lambda site: (site.how == "chain", len(list(site.frame.ancestors())), id(site.frame)))
-    writer = _Writer(root, recording)
+    writer = Writer(root, recording)
     for _, group in groupby(unique, key=lambda site: id(site.frame) if site.how == "graph" else id(site)):
         together = list(group)
         if together[0].how == "graph":
@@ -31,11 +35,12 @@ def write(root: nn.Module, sites: Sequence[Site], recording: Recording, rewriter
     return writer.root
 
 
-class _Writer:
+class Writer:
     """Knows who holds each module, so that a replacement costs what it touches."""
 
-    def __init__(self, root: nn.Module, recording: Recording) -> None:
-        self.root, self.recording = root, recording
+    def __init__(self, root: nn.Module, recording: Recording, make: Make | None = None) -> None:
+        """``make`` builds what takes a region's place; the plain convolution by default."""
+        self.root, self.recording, self.make = root, recording, make
         self.holders: dict[int, list[tuple[nn.Module, str]]] = defaultdict(list)
         self._hold(root)
 
@@ -51,7 +56,7 @@ class _Writer:
             module = step.frame.module
             if position != site.anchor:
                 self.replace(module, _around(step, emptied(module)))
-            elif site.in_place:
+            elif site.in_place and self.make is None:
                 affine = site.fact.evaluate(self.recording.graph.device)
                 like = module._parameters["weight"]
                 dtype = self.recording.graph.values[site.fact.value].dtype
@@ -63,6 +68,8 @@ class _Writer:
     def layer(self, site: Site) -> nn.Module:
         """The convolution of a site."""
         affine = site.fact.evaluate(self.recording.graph.device)
+        if self.make is not None:
+            return self.make(site, affine)
         dtype = self.recording.graph.values[site.fact.value].dtype
         return emit(affine, dtype, _weight_like(site, self.recording), site.linear)
 
