@@ -1,5 +1,15 @@
-"""Exported programs: `torch.export.ExportedProgram` in, the same out."""
+"""Exported programs: `torch.export.ExportedProgram` in, the same out, `.pt2` files included."""
 
+from unbranch.frontends.exported.files import ProgramFileError, load_exported, save_exported
 from unbranch.frontends.exported.folding import Where, explain_exported, reparameterize_exported
+from unbranch.frontends.exported.verifying import verify_exported
 
-__all__ = ["Where", "explain_exported", "reparameterize_exported"]
+__all__ = [
+    "ProgramFileError",
+    "Where",
+    "explain_exported",
+    "load_exported",
+    "reparameterize_exported",
+    "save_exported",
+    "verify_exported",
+]

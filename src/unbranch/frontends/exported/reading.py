@@ -35,6 +35,7 @@ from unbranch.frontends.exported.shapes import (
     bounds,
     is_whole,
     shape_only,
+    slab,
 )
 from unbranch.frontends.exported.sizes import Numbers
 from unbranch.ops import Identity, Operand, Permute, Reshape, read
@@ -209,7 +210,7 @@ class _Reader:
             source = Part(source, whole, ())
         if not isinstance(source, Part):
             return source
-        where = bounds(node)
+        where = slab(node)
         axes = source.axes
         if where is None or source.cuts is None:
             return Part(source.cell, axes, None)
@@ -328,7 +329,7 @@ class _Reader:
             where = bounds(node)
             args, kwargs, sized = [args[0], *(where or ())], {}, where is None
         elif str(node.target) == "aten.slice_scatter.default":
-            where = bounds(node)
+            where = slab(node)
             args, kwargs, sized = [args[0], args[1], *(where or ())], {}, where is None
         unknown = any(
             isinstance(i, Number) and i.value is None for i in map(self.items.get, node.all_input_nodes)

@@ -83,6 +83,19 @@ def bounds(node: Node) -> tuple[int, int, int | None, int] | None:
         return None
 
 
+def slab(node: Node) -> tuple[int, int, int | None, int] | None:
+    """`bounds`, both counted from the end of the axis that they are nearer to: how a border is written."""
+    where = bounds(node)
+    size = None if where is None else node.args[0].meta["val"].shape[where[0]]
+    if where is None or not isinstance(size, int) or where[1:] == (0, None, 1):
+        return where
+    axis, start, stop, step = where
+    first, last, _ = slice(start, stop).indices(size)
+    if first < size - last:
+        return axis, first, last, step
+    return axis, first - size, None if last == size else last - size, step
+
+
 def _plain(value: Any) -> int | torch.SymInt | None:
     """A bound as a number: nodes stand for sizes."""
     return value.meta["val"] if isinstance(value, Node) else value
