@@ -68,12 +68,14 @@ def quotient(a: Any, b: Any) -> ScaleShift:
     """``a / b`` with a constant ``b``."""
     if isinstance(b, Operand):
         raise NotLinear("a division by a value")
+    if bool((b == 0).any()) if isinstance(b, Tensor) else b == 0:
+        raise NotLinear("a division by zero")
     return scaled(operand(a, "the dividend"), 1.0 / (b.double() if isinstance(b, Tensor) else b))
 
 
 def _constant(number: Tensor | Number, value: Operand) -> tuple[int | None, Tensor]:
     if not isinstance(number, Tensor):
-        if not isfinite(number):
+        if not isinstance(number, int | float) or not isfinite(number):
             raise NotLinear(f"the constant {number}")
         return None, torch.full((1,), float(number), dtype=torch.float64)
     return along_axis(number, value.shape)

@@ -49,7 +49,9 @@ def linear(input: Operand, weight: Tensor, bias: Tensor | None = None) -> Linear
 
 
 @reads("aten.addmm.default")
-def addmm(self: Tensor, mat1: Operand, mat2: Tensor, *, beta: int | float = 1, alpha: int | float = 1) -> Linear:
+def addmm(
+    self: Tensor, mat1: Operand, mat2: Tensor, *, beta: int | float = 1, alpha: int | float = 1
+) -> Linear:
     return build(mat1, constant(mat2, "the matrix").t(), self, alpha, beta)
 
 

@@ -52,7 +52,9 @@ def constant_pad_nd(self: Operand, pad: Sequence[int], value: int | float = 0) -
 
 
 @reads("aten.pad.default")
-def pad(self: Operand, pad: Sequence[int], mode: str = "constant", value: int | float | None = None) -> Record:
+def pad(
+    self: Operand, pad: Sequence[int], mode: str = "constant", value: int | float | None = None
+) -> Record:
     pads = pairs(pad, operand(self, "the input").ndim)
     if mode == "constant":
         return bordered(self, pads, value or 0.0)

@@ -155,6 +155,17 @@ def onnx_split(
     return even_pieces(value, -(-value.shape[axis] // num_outputs), axis)
 
 
+@reads("onnx.SplitToSequence")
+def onnx_split_to_sequence(
+    input: Argument, split: Argument = None, *, axis: int = 0, keepdims: int = 1
+) -> tuple[Slice, ...]:
+    """What is taken from the sequence, in order."""
+    value, sizes = operand(input, "the input"), constant(split, "the sizes")
+    if sizes is None:
+        raise NotLinear("a split into single entries")
+    return even_pieces(value, int(sizes), axis) if sizes.ndim == 0 else pieces(value, sizes.tolist(), axis)
+
+
 @reads("onnx.Gather")
 def onnx_gather(data: Argument, indices: Argument, *, axis: int = 0) -> Take:
     shape = operand(data, "the input").shape
@@ -168,7 +179,10 @@ def onnx_gather(data: Argument, indices: Argument, *, axis: int = 0) -> Take:
 def onnx_scatter_nd(
     data: Argument, indices: Argument, updates: Argument, *, reduction: str = "none"
 ) -> Write:
-    """A write whose positions fill a slab across one axis, in order: what assignment to a slice is exported to."""
+    """A write whose positions fill a slab across one axis, in order: what assignment to a slice is exported to.
+
+    A slab that reaches the end is counted from there, so that it reads alike at every size.
+    """
     shape = operand(data, "the input").shape
     value, at = constant(updates, "what is written"), constant(indices, "the indices")
     if reduction != "none":
@@ -184,4 +198,10 @@ def onnx_scatter_nd(
     if len(partial) != 1:
         raise NotLinear(f"a scatter into a box that is partial along {len(partial)} axes")
     axis = partial[0]
-    return Write(axis, int(low[axis]), int(high[axis]) + 1, value.reshape(*spans, *shape[depth:]))
+    start, stop = int(low[axis]), int(high[axis]) + 1
+    slab = value.reshape(*spans, *shape[depth:])
+    return (
+        Write(axis, start - shape[axis], None, slab)
+        if stop == shape[axis]
+        else Write(axis, start, stop, slab)
+    )
