@@ -128,6 +128,12 @@ def compose_geometry(first: Geometry, second: Geometry) -> Geometry:
             biased=biased,
         )
     _check_border(first, second)
+    padding = tuple(
+        (b1 + s1 * b2, a1 + s1 * a2)
+        for (b1, a1), s1, (b2, a2) in zip(first.padding, first.stride, second.padding, strict=True)
+    )
+    mode = second.mode if second.is_padded else first.mode
+    check_wrap(mode, padding)
     kernel, dilation = [], []
     for k1, d1, s1, k2, d2 in zip(
         first.kernel, first.dilation, first.stride, second.kernel, second.dilation, strict=True
@@ -141,12 +147,9 @@ def compose_geometry(first: Geometry, second: Geometry) -> Geometry:
         groups=groups,
         kernel=tuple(kernel),
         stride=tuple(s1 * s2 for s1, s2 in zip(first.stride, second.stride, strict=True)),
-        padding=tuple(
-            (b1 + s1 * b2, a1 + s1 * a2)
-            for (b1, a1), s1, (b2, a2) in zip(first.padding, first.stride, second.padding, strict=True)
-        ),
+        padding=padding,
         dilation=tuple(dilation),
-        mode=second.mode if second.is_padded else first.mode,
+        mode=mode,
         biased=biased,
     )
 
@@ -195,6 +198,16 @@ def _check_border(first: Geometry, second: Geometry) -> None:
         raise NotLinear(
             f"zero padding {second.padding} of {second} after {first} with padding {first.padding}"
         )
+
+
+def check_wrap(mode: str, padding: Sequence[tuple[int, int]]) -> None:
+    """Refuse to wrap around what is cropped: torch crops first, so the other end would supply other entries.
+
+    Raises:
+        NotLinear: circular padding with a negative side opposite a positive one.
+    """
+    if mode == "circular" and any(min(pair) < 0 < max(pair) for pair in padding):
+        raise NotLinear(f"circular padding {tuple(padding)} that wraps around a cropped end")
 
 
 def add_geometry(parts: Sequence[Geometry], *, stacked: bool = False) -> Geometry:

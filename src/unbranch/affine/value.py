@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from unbranch.affine.geometry import PADDING_MODES, Geometry
+from unbranch.affine.geometry import PADDING_MODES, Geometry, check_wrap
 
 _CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
@@ -26,6 +26,7 @@ class Affine:
 
     Raises:
         ValueError: the parts do not fit together.
+        NotLinear: circular padding is positive on one side and negative on the other.
 
     Example:
         >>> Affine(torch.ones(1, 8, 4, 3, 3), None, (1, 1), ((1, 1), (1, 1)), (1, 1))(torch.ones(2, 4, 5, 5)).shape
@@ -52,6 +53,7 @@ class Affine:
             )
         if self.mode not in PADDING_MODES:
             raise ValueError(f"padding mode {self.mode!r} is none of {', '.join(PADDING_MODES)}")
+        check_wrap(self.mode, self.padding)
         if self.bias is not None and self.bias.numel() != self.weight.shape[0] * self.weight.shape[1]:
             raise ValueError(f"bias of {self.bias.numel()} for weight {tuple(self.weight.shape)}")
 

@@ -36,7 +36,7 @@ class Border:
         """``[start:stop]`` along spatial ``axis``, of padded length ``size``, set to ``value``.
 
         Raises:
-            NotLinear: the slab reaches inside.
+            NotLinear: the slab reaches inside, or would at another size, where it is counted from the far end.
         """
         before, after = self.pads[axis]
         first = start + size if start < 0 else start
@@ -46,8 +46,11 @@ class Border:
             raise NotLinear(
                 f"a write to [{first}:{last}] of {size}, which is not within the border {self.pads[axis]}"
             )
+        far = first >= inside.stop
+        if (start < 0) != far or (stop is not None and (stop < 0) != far):
+            raise NotLinear(f"a write to [{start}:{stop}], whose place in the border depends on the size")
         shrink = len(inside) - 1
-        at = slice(first, last) if last <= before else slice(first - shrink, last - shrink)
+        at = slice(first - shrink, last - shrink) if far else slice(first, last)
         cells = self.cells.clone()
         cells[(slice(None),) * axis + (at,)] = len(self.written)
         return replace(self, cells=cells, written=(*self.written, value))
@@ -60,7 +63,8 @@ class Border:
 
 def same_constant(stored: Tensor, exact: Tensor) -> bool:
     """The vectors are equal within `ULPS` of the stored type, measured at their largest entry."""
-    wide = stored.double().to(exact.device)
+    exact = exact.detach()
+    wide = stored.detach().double().to(exact.device)
     scale = max(float(wide.abs().max()), float(exact.abs().max()))
     return float((wide - exact).abs().max()) <= ULPS * torch.finfo(stored.dtype).eps * scale
 

@@ -1,7 +1,7 @@
 """The neutral graph: a flat list of ops, read once, whatever front end it came from."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,6 +34,7 @@ class Graph:
     """Values by number, nodes in the order they run, and the values that something outside the graph reads.
 
     ``device`` is where its constants live. ``kept`` holds the graph's outputs and whatever a hook or the like looks at.
+    ``unread`` holds the nodes that nobody reads, as far as that was asked (`forget_views`).
     """
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
@@ -42,6 +43,7 @@ class Graph:
     kept: set[int] = field(default_factory=set)
     producers: dict[int, Node] = field(default_factory=dict)
     readers: dict[int, list[int]] = field(default_factory=lambda: defaultdict(list))
+    unread: set[int] = field(default_factory=set)
     maps: dict[tuple[int, int], Affine] = field(default_factory=dict, repr=False)
 
     def value(self, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Operand:
@@ -65,6 +67,7 @@ class Graph:
             try:
                 records = read(spelling, args, kwargs)
                 _check_dtypes(spelling, operands, outputs)
+                self._check_maps(records, operands)
             except NotLinear as error:
                 reason = str(error)
         if reason is not None:
@@ -88,6 +91,15 @@ class Graph:
             self.readers[index].append(node.index)
         return node
 
+    def forget_views(self, spellings: Collection[str]) -> None:
+        """Forget the reads of such nodes whose outputs nobody reads: views that were made only to be written through."""
+        for node in reversed(self.nodes):
+            read = any(o in self.kept or set(self.readers.get(o, ())) - self.unread for o in node.outputs)
+            if node.spelling in spellings and not read:
+                self.unread.add(node.index)
+        for value, readers in self.readers.items():
+            self.readers[value] = [reader for reader in readers if reader not in self.unread]
+
     def map_of(self, record: Map, channels: int) -> Affine:
         """The map of a record, worked out once."""
         key = id(record), channels
@@ -99,14 +111,24 @@ class Graph:
         """The geometry of a node that is a map of its operand."""
         record = node.records[0]
         assert isinstance(record, Map)
-        shape = self.values[node.inputs[0]].shape
-        axis = record.axis if record.axis is not None else min(1, len(shape) - 1)
-        return self.map_of(record, shape[axis] if shape else 1).geometry
+        return self.map_of(record, _channels(record, self.values[node.inputs[0]].shape)).geometry
+
+    def _check_maps(self, records: Sequence[Record | None], operands: Sequence[Operand]) -> None:
+        """A map that is none as it was called says so at once, and is opaque from then on."""
+        for record in records:
+            if isinstance(record, Map):
+                self.map_of(record, _channels(record, operands[0].shape))
 
     def record_of(self, value: int) -> Record | None:
         """What produced a value, where that is linear."""
         node = self.producers.get(value)
         return None if node is None else node.records[node.outputs.index(value)]
+
+
+def _channels(record: Map, shape: Sequence[int]) -> int:
+    """How many channels a map finds in an operand of this shape."""
+    axis = record.axis if record.axis is not None else min(1, len(shape) - 1)
+    return shape[axis] if shape else 1
 
 
 def operands_in(tree: Any) -> Iterator[Operand]:

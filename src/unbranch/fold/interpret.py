@@ -35,6 +35,9 @@ from unbranch.ops import Concat, Identity, Map, Pad, Permute, Record, Reshape, S
 MOST_SOURCES = 24
 """How far back a value is followed, in sources; longer linear chains fold piece by piece."""
 
+MOST_AXES = 3
+"""Convolutions run over at most so many spatial axes."""
+
 MOST_TAPS = 4096
 """Kernels larger than this are not considered."""
 
@@ -83,7 +86,7 @@ def _matching_inputs(known: Interpretation, node: Node, record: Record) -> Itera
     tables = []
     for index in node.inputs:
         shape = known.graph.values[index].shape
-        own = {(index, axis): identity_fact(index, shape, axis) for axis in axes if len(shape) >= 2}
+        own = {(index, axis): identity_fact(index, shape, axis) for axis in axes if _can_start(shape, axis)}
         tables.append(own | {fact.key: fact for fact in known.facts.get(index, ())})
     if len(tables) > 1:
         for table, index in zip(tables, node.inputs, strict=True):
@@ -104,6 +107,11 @@ def _channel_axes(record: Record, ndim: int) -> Sequence[int]:
         return (1,) if last == 1 else (1, last)
     axis %= ndim
     return (axis,) if axis in (1, last) else ()
+
+
+def _can_start(shape: Sequence[int], axis: int) -> bool:
+    """A value with a batch and a channel axis, and beside channels in the second place at most three others."""
+    return len(shape) >= 2 and (axis != 1 or len(shape) <= 2 + MOST_AXES)
 
 
 def _taps(geometry: Geometry) -> int:

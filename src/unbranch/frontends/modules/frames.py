@@ -2,8 +2,10 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import nn
+from torch.nn.utils import parametrize
 
 
 @dataclass(eq=False)
@@ -11,6 +13,7 @@ class Frame:
     """One call of one module. ``events`` holds, in order, the nodes that its own forward ran and the calls that it made.
 
     ``doubts`` says why the recording of this call may not hold for another input. ``first`` and ``last`` delimit its nodes.
+    ``given`` holds what else it was called with: numbers, strings, constant tensors; ``named``: some of it by name.
     """
 
     module: nn.Module
@@ -20,6 +23,8 @@ class Frame:
     outputs: tuple[int, ...] = ()
     simple: bool = True
     doubts: list[str] = field(default_factory=list)
+    given: tuple[Any, ...] = ()
+    named: bool = False
     events: list["int | Frame"] = field(default_factory=list)
     first: int = 0
     last: int = 0
@@ -31,8 +36,13 @@ class Frame:
 
     @property
     def is_torch(self) -> bool:
-        """The forward is torch.nn's own: what it does depends on nothing but its documented arguments."""
-        return type(self.module).__module__.startswith("torch.nn.")
+        """The forward is torch.nn's own: what it does depends on nothing but its documented arguments.
+
+        Parametrizing a layer puts a class of torch's in front of the layer's own.
+        """
+        kinds = (kind.__module__ for kind in type(self.module).__mro__)
+        own = next(name for name in kinds if name != parametrize.__name__)
+        return own.startswith("torch.nn.")
 
     @property
     def is_hooked(self) -> bool:
@@ -44,6 +54,14 @@ class Frame:
         """The user's forward hooks; those that only compute a weight (weight norm, spectral norm) are none."""
         hooks = [*self.module._forward_hooks.values(), *self.module._forward_pre_hooks.values()]
         return [hook for hook in hooks if not type(hook).__module__.startswith("torch.nn.utils.")]
+
+    def distrust(self, why: str) -> None:
+        """The call may do something else for another input, and so may the calls that it passes its numbers to."""
+        if why not in self.doubts:
+            self.doubts.append(why)
+            for event in self.events:
+                if isinstance(event, Frame) and event.given:
+                    event.distrust(why)
 
     def ancestors(self) -> Iterator["Frame"]:
         """Itself, its caller, and so on to the root."""

@@ -10,6 +10,7 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
+import numpy
 import torch
 
 Plain = int | float | bool
@@ -37,6 +38,13 @@ class Sized:
     def __torch_function__(cls, func: Callable, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Reached only where no recorder is active any more: torch sees the plain value."""
         return func(*plain(args), **plain(kwargs or {}))
+
+    def __getattr__(self, name: str) -> Any:
+        """What a plain number has beyond arithmetic, such as ``bit_length`` and ``is_integer``."""
+        return getattr(self._leave("a number read from the input's size"), name)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+        return numpy.asarray(self._leave("a number read from the input's size"), dtype)
 
     def __deepcopy__(self, memo: dict) -> Plain:
         return self._value
@@ -78,15 +86,33 @@ def _keeping(function: Callable[..., Any], reflected: bool = False) -> Callable[
             return NotImplemented
         values = [value, *(plain(other) for other in others)]
         result = function(*(reversed(values) if reflected else values))
+        if isinstance(result, tuple):
+            return tuple(Sized(part, report) for part in result)
         return Sized(result, report) if isinstance(result, int | float) else result
 
     return method
 
 
-for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow"):
-    setattr(Sized, f"__{_name}__", _keeping(getattr(operator, _name)))
-    setattr(Sized, f"__r{_name}__", _keeping(getattr(operator, _name), reflected=True))
-for _name in ("neg", "pos", "abs", "eq", "ne", "lt", "le", "gt", "ge"):
+_TWO_SIDED = (
+    "add",
+    "sub",
+    "mul",
+    "truediv",
+    "floordiv",
+    "mod",
+    "pow",
+    "lshift",
+    "rshift",
+    "and_",
+    "or_",
+    "xor",
+)
+for _name in _TWO_SIDED:
+    setattr(Sized, f"__{_name.rstrip('_')}__", _keeping(getattr(operator, _name)))
+    setattr(Sized, f"__r{_name.rstrip('_')}__", _keeping(getattr(operator, _name), reflected=True))
+setattr(Sized, "__divmod__", _keeping(divmod))
+setattr(Sized, "__rdivmod__", _keeping(divmod, reflected=True))
+for _name in ("neg", "pos", "abs", "invert", "eq", "ne", "lt", "le", "gt", "ge"):
     setattr(Sized, f"__{_name}__", _keeping(getattr(operator, _name)))
 for _name, _function in (("round", round), ("ceil", math.ceil), ("floor", math.floor), ("trunc", math.trunc)):
     setattr(Sized, f"__{_name}__", _keeping(_function))

@@ -15,7 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from unbranch.fold.graph import Graph, Node
 from unbranch.frontends.modules.frames import Frame
-from unbranch.frontends.modules.numbers import Size, Sized, mentions_size, plain
+from unbranch.frontends.modules.numbers import Size, Sized, is_sized, mentions_size, plain
+from unbranch.frontends.modules.trees import attributes_of, leaves, replaced, tensors_of
 from unbranch.ops import Identity, Operand, Permute, Reshape
 
 READ_BACK = {
@@ -48,6 +49,11 @@ SIZES = {
 FILLS = {"aten.copy_.default", "aten.fill_.Scalar", "aten.fill_.Tensor", "aten.zero_.default"}
 """What overwrites a view whole."""
 
+THROUGH_VIEWS = FILLS | {"aten.slice.Tensor", "aten.select.int", "write"}
+"""What a write into a slice leaves behind beside the written value."""
+
+LEAKED = "it is given a number, or a constant, that was read from the input"
+
 ViewKey = tuple[int, tuple[int, ...], tuple[int, ...], torch.dtype]
 
 
@@ -69,19 +75,25 @@ unseen = torch._C.DisableTorchFunction
 def record(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any] | None = None) -> Recording:
     """Run ``model`` once, in inference mode, and write down what it did. Attributes that the run sets are put back."""
     recorder = Recorder(model)
-    with attributes_kept(model, recorder.keep):
+    with attributes_kept(model, recorder.stored):
         recorder.keep(recorder.run(args, kwargs or {}))
+        recorder.keep([args, kwargs or {}, *model.parameters(), *model.buffers()])
+    recorder.recording.graph.forget_views(THROUGH_VIEWS)
     return recorder.recording
 
 
 @contextmanager
-def attributes_kept(model: nn.Module, keep: Callable[[Any], None] = lambda stored: None) -> Iterator[None]:
+def attributes_kept(
+    model: nn.Module, stored: Callable[[nn.Module, list[Any]], None] = lambda module, values: None
+) -> Iterator[None]:
     """Undo what a forward stores on its modules; a value that it stores there is one that somebody reads."""
     before = [(module, dict(module.__dict__), dict(module._buffers)) for module in model.modules()]
     try:
         yield
         for module, attributes, _ in before:
-            keep([value for key, value in module.__dict__.items() if attributes.get(key) is not value])
+            stored(
+                module, [value for key, value in module.__dict__.items() if attributes.get(key) is not value]
+            )
     finally:
         for module, attributes, buffers in before:
             module.__dict__.clear()
@@ -137,7 +149,9 @@ class Recorder:
             self._name(tensor, graph.value(tensor.shape, tensor.dtype))
         with ExitStack() as stack:
             stack.callback(register_module_forward_pre_hook(self._enter).remove)
-            stack.callback(register_module_forward_hook(self._leave, always_call=True).remove)
+            stack.callback(
+                register_module_forward_hook(self._leave, with_kwargs=True, always_call=True).remove
+            )
             stack.enter_context(torch.inference_mode())
             stack.enter_context(_Dispatch(self))
             stack.enter_context(_Functions(self))
@@ -146,6 +160,29 @@ class Recorder:
     def keep(self, tree: Any) -> None:
         """The values in ``tree`` are read from outside."""
         self.recording.graph.kept.update(self.values_in(tree))
+
+    def stored(self, module: nn.Module, values: list[Any]) -> None:
+        """What a run left in a module's attributes: values are read from outside, anything else may differ next time."""
+        self.keep(values)
+        if any(True for _ in self.constants_in(values)):
+            for frame in self.recording.calls.get(id(module), ()):
+                if not frame.is_torch:
+                    frame.distrust("an attribute of it changes while it runs")
+
+    def constants_in(self, tree: Any, depth: int = 8) -> Iterator[Any]:
+        """What nested arguments hold beside values of the network, its parameters, its modules and sizes."""
+        if isinstance(tree, Tensor):
+            if id(tree) not in self.owned and self.value_of(tree) is None:
+                yield tree
+        elif type(tree) in (dict, list, tuple, set, Size):
+            for item in tree.values() if isinstance(tree, dict) else tree:
+                yield from self.constants_in(item, depth)
+        elif tree is None or is_sized(tree) or isinstance(tree, nn.Module | type):
+            return
+        elif isinstance(tree, int | float | str | bytes) or not depth or not attributes_of(tree):
+            yield tree
+        else:
+            yield from self.constants_in(attributes_of(tree), depth - 1)
 
     def values_in(self, tree: Any) -> tuple[int, ...]:
         """The values that tensors in ``tree`` hold."""
@@ -158,12 +195,20 @@ class Recorder:
         with unseen():
             self._entered(module, args)
 
-    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
+    def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         frame = self.stack.pop()
         frame.last = len(self.recording.graph.nodes)
+        frame.named = bool(kwargs)
         with unseen():
             frame.outputs = self.values_in(output)
-        frame.simple = frame.simple and isinstance(output, Tensor)
+            by_name, result = tuple(self.constants_in(kwargs)), tuple(self.constants_in(output))
+        frame.simple = frame.simple and not kwargs and isinstance(output, Tensor)
+        frame.given += by_name
+        if frame.parent is not None:
+            if by_name and frame.parent.doubts:
+                frame.distrust(LEAKED)
+            if result and frame.doubts:
+                frame.parent.distrust(LEAKED)
 
     def _entered(self, module: nn.Module, args: Any) -> None:
         parent = self.stack[-1] if self.stack else None
@@ -178,6 +223,9 @@ class Recorder:
             frame.doubts.append("it is scripted, so its branches cannot be seen")
         frame.first = frame.last = len(self.recording.graph.nodes)
         frame.inputs = self.values_in(args)
+        frame.given = tuple(self.constants_in(args))
+        if parent is not None and parent.doubts and frame.given:
+            frame.distrust(LEAKED)
         frame.simple = len(args) == 1 and isinstance(args[0], Tensor)
         self.recording.calls[id(module)].append(frame)
         self.stack.append(frame)
@@ -199,6 +247,7 @@ class Recorder:
             self.by_size -= sized
         if func in READ_BACK and self.values_in(args):
             self.doubt("it reads a value back into Python")
+            self.keep(args)
         if func in SIZES and not (self.stack and self.stack[-1].is_torch) and self.values_in(args[0]):
             return self._sized(result)
         return result
@@ -212,14 +261,16 @@ class Recorder:
 
     def dispatched(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """Run one ATen op and append it to the graph if it depends on the input."""
-        traced = _replaced((args, kwargs), self._operand)
+        traced = replaced((args, kwargs), self._operand)
         reading = [tensor for tensor in tensors_of((args, kwargs)) if id(tensor) in self.owned]
         for tensor in reading:
             self.recording.reads[id(tensor)].add(self.stack[-1] if self.stack else None)
         targets = _written(func, args, kwargs)
+        if any(id(tensor) in self.owned for tensor in targets):
+            self.doubt("it writes to a parameter or a buffer")
         result = func(*args, **kwargs)
         outputs = list(tensors_of(result))
-        if not outputs or not (self.by_size or any(isinstance(leaf, Operand) for leaf in _leaves(traced))):
+        if not outputs or not (self.by_size or any(isinstance(leaf, Operand) for leaf in leaves(traced))):
             return result
         graph = self.recording.graph
         values = [graph.value(tensor.shape, tensor.dtype) for tensor in outputs]
@@ -236,6 +287,7 @@ class Recorder:
         graph = self.recording.graph
         if self.by_size and not _arranges(spelling, traced):
             reason = reason or "an argument is computed from the input's size"
+        traced = replaced(traced, self._snapshot)
         node = graph.call(spelling, traced[0], traced[1], values, reason)
         frame = self.stack[-1] if self.stack else self.recording.root
         self.recording.frames.append(frame)
@@ -245,6 +297,10 @@ class Recorder:
     def _operand(self, tensor: Tensor) -> Any:
         value = self.value_of(tensor)
         return tensor if value is None else self.recording.graph.values[value]
+
+    def _snapshot(self, tensor: Tensor) -> Tensor:
+        """A constant as it is now: what the forward computed by itself, it may write to later."""
+        return tensor if id(tensor) in self.owned else tensor.detach().clone()
 
     # Memory: a value is known by the view of memory that holds it
 
@@ -302,46 +358,6 @@ class Recorder:
         if node.spelling == "aten.select.int" and source.ndim >= missing:
             source = source.unsqueeze(source.ndim - missing)
         return [source, axis, start, stop]
-
-
-def tensors_of(tree: Any, depth: int = 8) -> Iterator[Tensor]:
-    """Every tensor in nested containers and plain objects."""
-    if isinstance(tree, Tensor):
-        yield tree
-    elif isinstance(tree, dict):
-        for item in tree.values():
-            yield from tensors_of(item, depth)
-    elif isinstance(tree, list | tuple | set):
-        for item in tree:
-            yield from tensors_of(item, depth)
-    elif depth and not isinstance(tree, nn.Module | type | str | bytes) and type(tree) is not Sized:
-        try:
-            attributes = vars(tree)
-        except TypeError:
-            return
-        for item in attributes.values():
-            yield from tensors_of(item, depth - 1)
-
-
-def _leaves(tree: Any) -> Iterator[Any]:
-    if isinstance(tree, dict):
-        for item in tree.values():
-            yield from _leaves(item)
-    elif isinstance(tree, list | tuple):
-        for item in tree:
-            yield from _leaves(item)
-    else:
-        yield tree
-
-
-def _replaced(tree: Any, replace: Callable[[Tensor], Any]) -> Any:
-    if isinstance(tree, Tensor):
-        return replace(tree)
-    if isinstance(tree, dict):
-        return {key: _replaced(item, replace) for key, item in tree.items()}
-    if isinstance(tree, list | tuple):
-        return [_replaced(item, replace) for item in tree]
-    return tree
 
 
 def _key(tensor: Tensor) -> ViewKey:

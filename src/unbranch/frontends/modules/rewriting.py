@@ -135,7 +135,7 @@ class Rewriter:
             target.replace_all_uses_with(call)
         members = frozenset().union(*(site.fact.members for site, _ in sites))
         for node in reversed(graph.nodes):
-            if trace.ran.get(node) and trace.ran[node] <= members:
+            if trace.ran.get(node) and trace.ran[node] - self.recording.graph.unread <= members:
                 graph.erase_node(node)
         graph.eliminate_dead_code(
             lambda node: node.op in ("placeholder", "output") or bool(trace.ran.get(node))
@@ -147,6 +147,8 @@ class Rewriter:
 
     def _make_trace(self, frame: Frame, args: tuple[Any, ...]) -> Trace:
         where = frame.path or "the root module"
+        if frame.named:
+            raise NotLinear(f"{where} is called with arguments by name")
         tracer = _Tracer()
         try:
             graph = tracer.trace(frame.module)

@@ -5,9 +5,10 @@ modules before and after it, becomes the convolution, alone or in a sequence; ot
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from unbranch.affine import Geometry, NotLinear
 from unbranch.fold.facts import Fact, unchanged
@@ -15,11 +16,13 @@ from unbranch.fold.graph import Node
 from unbranch.frontends.modules.emit import check_emittable
 from unbranch.frontends.modules.frames import Frame, common_frame
 from unbranch.frontends.modules.recorder import Recording
+from unbranch.frontends.modules.trees import held_elsewhere
+from unbranch.frontends.modules.witness import ends_in_own_layer
 from unbranch.ops import Concat, Identity, Permute, Reshape, Slice, Sum
 from unbranch.ops.convolution import Convolution
 from unbranch.ops.linear import Linear
 
-Signature = tuple[str, tuple[int, ...], tuple[int, ...], Geometry]
+Signature = tuple[str, tuple[int, ...], tuple[int, ...], Geometry, tuple[Any, ...]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +39,8 @@ class Step:
 class Site:
     """A region and the modules that it replaces. ``how`` is chain, child or graph; ``anchor`` is the step that gets the convolution.
 
-    ``in_place`` says that the anchor's own weight and bias are rewritten and the module stays.
+    ``in_place`` says that the anchor's own weight and bias are rewritten and the module stays. ``given`` holds what the calls on the
+    way were given beside the network's values.
     """
 
     how: str
@@ -46,6 +50,7 @@ class Site:
     anchor: int = 0
     linear: bool = False
     in_place: bool = False
+    given: tuple[Any, ...] = ()
 
     @property
     def signature(self) -> Signature:
@@ -53,7 +58,7 @@ class Site:
         modules = tuple(id(step.frame.module) for step in self.steps)
         start = self.frame.first if self.how == "graph" else min(self.fact.members)
         offsets = tuple(sorted(node - start for node in self.fact.members))
-        return self.how, modules, offsets, self.fact.geometry
+        return self.how, modules, offsets, self.fact.geometry, self.given
 
     def removed(self, nodes: Sequence[Node]) -> list[Node]:
         """The nodes of the region that go away; a chain's reshapes and permutations stay where they are."""
@@ -76,6 +81,7 @@ class Finder:
     recording: Recording
     trusting: bool = False
     known: dict[int, Site] = field(default_factory=dict)
+    held: dict[int, str] | None = None
 
     def find(self, fact: Fact) -> Site:
         """The site.
@@ -101,17 +107,34 @@ class Finder:
         reasons = []
         for attempt in attempts:
             try:
-                return attempt(fact, frame)
+                return replace(attempt(fact, frame), given=self._given(fact, frame))
             except NotLinear as error:
                 reasons.append(str(error))
         raise NotLinear("; ".join(dict.fromkeys(reasons)))
 
+    def _given(self, fact: Fact, top: Frame) -> tuple[Any, ...]:
+        """What the region's calls were given beside the network's values: two calls that differ in it do not fold alike."""
+        frames = {id(f): f for node in sorted(fact.members) for f in _up_to(self.recording.frames[node], top)}
+        return tuple(
+            item if isinstance(item, int | float | str) else id(item)
+            for frame in frames.values()
+            for item in frame.given
+        )
+
     def _check_hooks(self, fact: Fact, frame: Frame) -> None:
+        """Nobody watches the inside: neither a member's call, nor one that an inner value merely passes through."""
+        hooked = [call for calls in self.recording.calls.values() for call in calls if call.is_hooked]
+        if not hooked:
+            return
         above = {id(f) for f in frame.ancestors()}
-        for node in fact.members:
-            for inner in self.recording.frames[node].ancestors():
-                if inner.is_hooked and id(inner) not in above:
-                    raise NotLinear(f"{inner.path} has a forward hook, which would see other values")
+        around = {id(f) for node in fact.members for f in self.recording.frames[node].ancestors()} - above
+        inside = {output for node in fact.members for output in self.recording.graph.nodes[node].outputs}
+        inside.discard(fact.value)
+        for call in hooked:
+            if id(call) in around or inside.intersection((*call.inputs, *call.outputs)):
+                raise NotLinear(
+                    f"{call.path or 'the root module'} has a forward hook, which would see other values"
+                )
 
     def _check_memory(self, fact: Fact) -> None:
         """No member overwrites the source, which others may hold."""
@@ -142,23 +165,28 @@ class Finder:
         if self.trusting:
             return
         for frame in frames:
-            for inner in frame.ancestors():
+            for inner in _up_to(frame, top):
                 if inner.doubts:
                     raise NotLinear(f"{inner.path or 'the root module'}: {', '.join(inner.doubts)}")
-                if inner is top:
-                    break
 
     def _check_parameters(self, module: nn.Module, kept: set[int]) -> None:
         """Nobody else reads what the module owns; a module that shares a parameter keeps it."""
         own = [m for m in module.modules() if id(m) not in kept]
-        for parameter in (p for m in own for p in m._parameters.values() if p is not None):
-            for reader in self.recording.reads.get(id(parameter), ()):
+        for tensor in (t for m in own for t in _tensors_of(m)):
+            for reader in self.recording.reads.get(id(tensor), ()):
                 if reader is None or not any(
-                    frame.module is module or id(parameter) in map(id, frame.module._parameters.values())
+                    frame.module is module or id(tensor) in map(id, _tensors_of(frame.module))
                     for frame in reader.ancestors()
                 ):
                     where = "outside any call" if reader is None else reader.path or "the root module"
-                    raise NotLinear(f"a parameter of it is read in {where} too")
+                    raise NotLinear(f"a parameter or buffer of it is read in {where} too")
+
+    def _check_references(self, module: nn.Module) -> None:
+        """A module that is to be replaced is held by its parents alone, and by no list or attribute beside them."""
+        if self.held is None:
+            self.held = dict(held_elsewhere(self.recording.root.module))
+        if id(module) in self.held:
+            raise NotLinear(f"it is also held in {self.held[id(module)]}, which is no submodule")
 
     # A chain of layers, each the only reader of the one before
 
@@ -189,6 +217,9 @@ class Finder:
         check_emittable(fact.geometry, linear)
         self._check_untouched(fact, groups[anchor][1][0])
         in_place = self._fits_in_place(steps[anchor], groups[anchor][1], fact)
+        for position, step in enumerate(steps):
+            if position != anchor or not in_place:
+                self._check_references(step.frame.module)
         layer = in_place and isinstance(steps[anchor].frame.module, nn.modules.conv._ConvNd)
         exempt = steps[anchor].frame if layer else None
         starts = (frames[n].parent if frames[n] is exempt else frames[n] for n in order)
@@ -231,12 +262,18 @@ class Finder:
             or module._parameters.get("bias") is not record.bias
         ):
             return False
+        if not step.frame.is_torch and not ends_in_own_layer(module, self._shape_given(step.frame)):
+            return False
         own = record.affine(0).lift(fact.geometry.rank).geometry
         same = (own.kernel, own.stride, own.padding, own.dilation, own.groups, own.transposed)
         g = fact.geometry
         return (
             same == (g.kernel, g.stride, g.padding, g.dilation, g.groups, g.transposed) and own.mode == g.mode
         )
+
+    def _shape_given(self, frame: Frame) -> tuple[int, ...]:
+        """The shape of the value that a call was given."""
+        return self.recording.graph.values[frame.inputs[0]].shape
 
     # A child that is affine as a whole, modules before and after it apart
 
@@ -245,6 +282,7 @@ class Finder:
             raise NotLinear("its value leaves in another arrangement")
         if top.is_hooked:
             raise NotLinear(f"{top.path} has a forward hook, which would be lost")
+        self._check_references(top.module)
         before, after = remainder(top, fact, self.recording)
         linear = fact.geometry.rank == 0
         check_emittable(fact.geometry, linear)
@@ -261,10 +299,25 @@ class Finder:
             raise NotLinear(f"{top.path} is torch's own {type(top.module).__name__}")
         if any(inner.is_hooked for inner in _calls_within(top)) or top.is_hooked:
             raise NotLinear(f"{top.path or 'the root module'} holds modules with forward hooks")
+        self._check_references(top.module)
         linear = fact.geometry.rank == 0
         check_emittable(fact.geometry, linear)
         self._check_witness((self.recording.frames[n] for n in fact.members), top)
         return Site("graph", fact, top, (Step(top, (), (), min(fact.members)),), 0, linear)
+
+
+def _up_to(frame: Frame, top: Frame) -> Iterator[Frame]:
+    """The calls around a node, from the innermost to ``top``."""
+    for call in frame.ancestors():
+        yield call
+        if call is top:
+            break
+
+
+def _tensors_of(module: nn.Module) -> list[Tensor]:
+    """The parameters and buffers that a module itself owns."""
+    own = [*module._parameters.values(), *module._buffers.values()]
+    return [tensor for tensor in own if tensor is not None]
 
 
 def _calls_within(frame: Frame) -> Iterator[Frame]:

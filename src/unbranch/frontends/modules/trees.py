@@ -1,0 +1,77 @@
+"""Nested arguments and results: what they hold, whatever containers and plain objects it lies in."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from types import MethodType
+from typing import Any
+
+from torch import Tensor, nn
+
+from unbranch.frontends.modules.numbers import is_sized
+
+
+def tensors_of(tree: Any, depth: int = 8) -> Iterator[Tensor]:
+    """Every tensor in nested containers and plain objects."""
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, dict):
+        for item in tree.values():
+            yield from tensors_of(item, depth)
+    elif isinstance(tree, list | tuple | set):
+        for item in tree:
+            yield from tensors_of(item, depth)
+    elif depth and not isinstance(tree, nn.Module | type | str | bytes) and not is_sized(tree):
+        for item in attributes_of(tree).values():
+            yield from tensors_of(item, depth - 1)
+
+
+def attributes_of(thing: Any) -> dict[str, Any]:
+    """What a plain object holds; nothing for one that has no attributes of its own."""
+    try:
+        return vars(thing)
+    except TypeError:
+        return {}
+
+
+def leaves(tree: Any) -> Iterator[Any]:
+    """Whatever nested containers hold that is no container."""
+    if isinstance(tree, dict):
+        for item in tree.values():
+            yield from leaves(item)
+    elif isinstance(tree, list | tuple):
+        for item in tree:
+            yield from leaves(item)
+    else:
+        yield tree
+
+
+def replaced(tree: Any, replace: Callable[[Tensor], Any]) -> Any:
+    """Nested containers with something else in each tensor's place."""
+    if isinstance(tree, Tensor):
+        return replace(tree)
+    if isinstance(tree, dict):
+        return {key: replaced(item, replace) for key, item in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [replaced(item, replace) for item in tree]
+    return tree
+
+
+def held_elsewhere(root: nn.Module) -> Iterator[tuple[int, str]]:
+    """Modules, by ``id``, that attributes hold beside the registered children: in a list, a dict, a bound method or unregistered."""
+    for path, module in root.named_modules():
+        for name, value in vars(module).items():
+            if name not in ("_modules", "_parameters", "_buffers"):
+                for found in _modules_in(value):
+                    yield id(found), f"{path}.{name}".lstrip(".")
+
+
+def _modules_in(tree: Any, depth: int = 4) -> Iterator[nn.Module]:
+    if isinstance(tree, nn.Module):
+        yield tree
+    elif isinstance(tree, MethodType):
+        yield from _modules_in(tree.__self__, depth)
+    elif isinstance(tree, partial):
+        yield from _modules_in([tree.func, *tree.args, *tree.keywords.values()], depth)
+    elif depth and isinstance(tree, dict | list | tuple | set):
+        for item in tree.values() if isinstance(tree, dict) else tree:
+            yield from _modules_in(item, depth - 1)
