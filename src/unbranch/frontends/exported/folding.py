@@ -17,8 +17,9 @@ from unbranch.fold.plan import Plan, WorkCosts, plan
 from unbranch.fold.report import Folded, Refused, Report, Totals
 from unbranch.fold.totals import totals, totals_of_map
 from unbranch.frontends.exported.placing import Place, find
-from unbranch.frontends.exported.reading import Reading, read_program
+from unbranch.frontends.exported.reading import read_program
 from unbranch.frontends.exported.sizes import Numbers
+from unbranch.frontends.exported.values import Reading
 from unbranch.frontends.exported.writing import Writer
 from unbranch.frontends.modules.emit import native_padding
 
@@ -192,8 +193,8 @@ def reparameterize_exported(
 ) -> tuple[ExportedProgram, Report]:
     """A program in which every linear region that pays is one convolution, and what was done: ``folded(x) == program(x)``.
 
-    The program given is not changed. Inputs, outputs, dynamic shapes, buffers and the names of what was not folded stay; tensors that were not
-    folded are shared, those that the program writes to are copied.
+    The program given is not changed. Inputs, outputs, dynamic shapes, buffers and the names of what was not folded stay; tensors that
+    were not folded are shared, those that the program writes to are copied.
 
     Args:
         program: Exported in eval mode, decomposed or not.

@@ -14,6 +14,9 @@ from torch.fx import Graph, GraphModule, Node
 
 from unbranch.ops import Operand
 
+DETACHES = "aten.detach_.default"
+"""An op that is in place by name and writes nothing."""
+
 UNDECLARED = {
     "aten.dropout.default",
     "aten.dropout_.default",
@@ -37,19 +40,18 @@ UNDECLARED = {
 
 @dataclass(eq=False)
 class Fixed:
-    """A tensor that is the same in every run: ``tensor``, or ``target(*args)`` worked out when it is wanted."""
+    """A tensor, or several, the same in every run: ``tensor``, or ``target(*args)`` worked out when it is wanted."""
 
     target: Any = None
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
-    tensor: torch.Tensor | None = None
+    tensor: Any = None
 
-    def value(self) -> torch.Tensor:
-        """The tensor."""
+    def value(self) -> Any:
+        """The tensor, or the tuple of them."""
         if self.tensor is None:
             with torch.no_grad():
                 self.tensor = self.target(*_values(self.args), **_values(self.kwargs))
-        assert self.tensor is not None
         return self.tensor
 
 
@@ -115,7 +117,7 @@ def written_by(node: Node) -> list[Node]:
     if node.op != "call_function":
         return []
     if isinstance(node.target, OpOverload):
-        if not node.target._schema.is_mutable:
+        if not node.target._schema.is_mutable or str(node.target) == DETACHES:
             return []
         return [
             n for a, tree in given(node) if a.alias_info and a.alias_info.is_write for n in nodes_in(tree)

@@ -8,8 +8,8 @@ from torch.fx import Node
 
 from unbranch.affine import NotLinear
 from unbranch.fold.facts import Fact
-from unbranch.frontends.exported.reading import Reading
 from unbranch.frontends.exported.sizes import difference
+from unbranch.frontends.exported.values import Reading
 from unbranch.frontends.modules.emit import check_emittable
 
 ASSERTION = "aten._assert_tensor_metadata.default"

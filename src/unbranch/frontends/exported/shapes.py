@@ -32,9 +32,9 @@ def shape_only(nodes: Sequence[Node]) -> set[Node]:
     """The slices of which nobody reads the numbers, although something may be written into them."""
     found: set[Node] = set()
     for node in reversed(nodes):
-        if node.op == "call_function" and str(node.target) in VIEWS and node.users:
-            if all(asks_shape(user, node) or user in found for user in node.users):
-                found.add(node)
+        is_view = node.op == "call_function" and str(node.target) in VIEWS
+        if is_view and node.users and all(asks_shape(user, node) or user in found for user in node.users):
+            found.add(node)
     return found
 
 

@@ -112,12 +112,21 @@ def _resized(placeholders: Sequence[Node], numbers: Numbers, args: Any, kwargs: 
     leaves, spec = pytree.tree_flatten((args, kwargs))
     resized = []
     for leaf, node in zip(leaves, placeholders, strict=True):
-        if isinstance(leaf, Tensor):
-            for axis, size in enumerate(node.meta["val"].shape):
-                at = torch.arange(numbers(size), device=leaf.device) % max(1, leaf.shape[axis])
-                leaf = leaf.index_select(axis, at) if isinstance(size, torch.SymInt) else leaf
-        resized.append(leaf)
+        resized.append(
+            _stretched(leaf, [numbers(n) for n in node.meta["val"].shape])
+            if isinstance(leaf, Tensor)
+            else leaf
+        )
     return pytree.tree_unflatten(resized, spec)
+
+
+def _stretched(tensor: Tensor, shape: Sequence[int]) -> Tensor:
+    """Repeated or cut along each axis."""
+    for axis, size in enumerate(shape):
+        if size != tensor.shape[axis]:
+            at = torch.arange(size, device=tensor.device) % max(1, tensor.shape[axis])
+            tensor = tensor.index_select(axis, at)
+    return tensor
 
 
 class _Watch(Interpreter):

@@ -3,7 +3,6 @@
 import copy
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.export import ExportedProgram
@@ -19,7 +18,7 @@ from torch.fx import Graph, GraphModule, Node
 from unbranch.frontends.exported.calls import Calls
 from unbranch.frontends.exported.memory import written_placeholders
 from unbranch.frontends.exported.placing import SIZE, Place
-from unbranch.frontends.exported.reading import Reading
+from unbranch.frontends.exported.values import Reading
 from unbranch.frontends.modules.emit import parameters
 
 HELD = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
