@@ -54,10 +54,14 @@ def subgraphs_of(node: ir.Node) -> Iterator[ir.Graph]:
 
 @dataclass
 class Free:
-    """The values that no input's data reaches. ``fixed`` are those that no input's size reaches either; their numbers are kept."""
+    """The values that no input's data reaches. ``fixed`` are those that no input's size reaches either; their numbers are kept.
+
+    ``idle`` are the other nodes that matter for the sizes of what they compute only, or not at all.
+    """
 
     values: set[ir.Value] = field(default_factory=set)
     fixed: set[ir.Value] = field(default_factory=set)
+    idle: set[ir.Node] = field(default_factory=set)
     known: dict[ir.Value, np.ndarray | None] = field(default_factory=dict)
 
     def is_free(self, node: ir.Node) -> bool:
@@ -82,7 +86,19 @@ def find_free(graph: ir.Graph) -> Free:
             free.values.update(node.outputs)
         if all(value in free.fixed for value in (read[:1] if node.op_type == "CastLike" else read)):
             free.fixed.update(node.outputs)
+    for node in reversed(list(graph)):
+        if not free.is_free(node) and not any(_is_live(value, graph, free) for value in node.outputs):
+            free.idle.add(node)
     return free
+
+
+def _is_live(value: ir.Value, graph: ir.Graph, free: Free) -> bool:
+    """Its elements reach an output, or a subgraph."""
+    if value.is_graph_output():
+        return True
+    return any(
+        node.graph is not graph or not (node in free.idle or free.is_free(node)) for node in value.consumers()
+    )
 
 
 @dataclass

@@ -48,7 +48,7 @@ def read_graph(model: ir.Model, sweep: Sweep) -> Reading:
     for value in model.graph.inputs:
         _number(reading, value, sweep)
     for node in model.graph:
-        if sweep.free.is_free(node):
+        if sweep.free.is_free(node) or node in sweep.free.idle:
             continue
         pieces = _pieces_of(node, sweep)
         if pieces is not None:

@@ -1,6 +1,6 @@
 """Who reads the size of a value that will vanish: such readers must vanish with it, or their answer must be a constant."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from unbranch.affine import NotLinear
 from unbranch.fold.facts import Fact
+from unbranch.frontends.onnx.checking import name_of
 from unbranch.frontends.onnx.constants import Free
 from unbranch.frontends.onnx.reading import Reading
 from unbranch.frontends.onnx.sweep import Sweep
@@ -22,6 +23,8 @@ class SizeReaders:
 
     def constant(self, value: ir.Value) -> np.ndarray | None:
         """The numbers of a free value that are the same at every size."""
+        if value not in self.free.values:
+            return None
         arrays = [sweep.array(value) for sweep in self.sweeps]
         first = arrays[0]
         if first is None or any(a is None or not np.array_equal(a, first) for a in arrays[1:]):
@@ -34,26 +37,33 @@ class SizeReaders:
         Raises:
             NotLinear: with who it is.
         """
-        gone = {reading.nodes[index] for index in fact.members - set(fact.pending)}
-        for value in inner_values(fact, reading):
-            for reader in self._outside(value, gone):
-                raise NotLinear(f"the size of {value.name} inside it is read by {reader}")
-
-    def _outside(self, value: ir.Value, gone: set[ir.Node]) -> Iterator[str]:
-        """Who needs what is computed from the value's size and is no constant."""
-        for node in value.consumers():
+        members = {reading.nodes[index] for index in fact.members}
+        gone = members - {reading.nodes[index] for index in fact.pending}
+        inside = inner_values(fact, reading)
+        for node in self.computed_from_size(
+            node for value in inside for node in value.consumers() if node not in members
+        ):
             if node in gone:
                 continue
-            if not self.free.is_free(node):
-                if value in self.free.values:
-                    yield node.name or node.op_type
-                continue
+            if not self.free.is_free(node) and node not in self.free.idle:
+                raise NotLinear(f"a size inside it is read by {name_of(node)}")
             for output in node.outputs:
-                if self.constant(output) is not None:
-                    continue
-                if output.is_graph_output():
-                    yield f"the output {output.name}"
-                yield from self._outside(output, gone)
+                if output.is_graph_output() and self.constant(output) is None:
+                    raise NotLinear(f"a size inside it is the output {output.name}")
+
+    def computed_from_size(self, nodes: Iterable[ir.Node]) -> Iterator[ir.Node]:
+        """The nodes, and those behind them up to constants and to nodes that read elements too."""
+        waiting, seen = list(nodes), set()
+        while waiting:
+            node = waiting.pop()
+            if node in seen:
+                continue
+            seen.add(node)
+            yield node
+            if self.free.is_free(node) or node in self.free.idle:
+                for output in node.outputs:
+                    if self.constant(output) is None:
+                        waiting.extend(output.consumers())
 
 
 def inner_values(fact: Fact, reading: Reading) -> list[ir.Value]:

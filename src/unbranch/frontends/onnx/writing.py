@@ -44,9 +44,9 @@ class Writer:
         if not self.vanished:
             return
         self._drop_dead()
-        for value in self.vanished:
-            for node in value.consumers():
-                self._pin(node)
+        readers = [node for value in self.vanished for node in value.consumers()]
+        for node in list(self.sizes.computed_from_size(readers)):
+            self._pin(node)
         self._drop_dead()
         inputs = set(self.graph.inputs)
         for name, value in list(self.graph.initializers.items()):
@@ -94,13 +94,10 @@ class Writer:
                 self.graph.remove(node, safe=True)
 
     def _pin(self, node: ir.Node) -> None:
-        """What is computed from the size of a value that is gone becomes a constant."""
+        """What is computed from the size of a value that is gone, and is a constant, becomes one."""
         for output in node.outputs:
             array = self.sizes.constant(output)
-            if array is None:
-                for consumer in output.consumers():
-                    self._pin(consumer)
-            else:
+            if array is not None and (output.uses() or output.is_graph_output()):
                 output.replace_all_uses_with(self._constant(output, array), replace_graph_outputs=True)
 
     def _constant(self, value: ir.Value, array: np.ndarray) -> ir.Value:
