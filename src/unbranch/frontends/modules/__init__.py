@@ -6,6 +6,7 @@ from unbranch.frontends.modules.folding import (
     reparameterize_copy,
     reparameterize_in_place,
 )
+from unbranch.frontends.modules.frames import StandIn
 from unbranch.frontends.modules.guards import unwrap
 from unbranch.frontends.modules.inputs import ExampleInputs, arguments
 from unbranch.frontends.modules.recorder import Recording, record
@@ -14,6 +15,7 @@ from unbranch.frontends.modules.whole import to_affine, to_convolution
 __all__ = [
     "ExampleInputs",
     "Recording",
+    "StandIn",
     "Where",
     "arguments",
     "explain_modules",

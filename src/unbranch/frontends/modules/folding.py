@@ -94,8 +94,9 @@ def prepare(
     cost: str = "work",
     trust: str = "witnessed",
     notes: Sequence[str] = (),
+    layers_only: bool = False,
 ) -> Folding:
-    """Record and plan; nothing is changed.
+    """Record and plan; nothing is changed. ``layers_only`` takes chains of layers alone, so that every module but those stays.
 
     Raises:
         ValueError: the model is in training mode, an option is none of those known, or no example input fits.
@@ -117,7 +118,7 @@ def prepare(
                 site = finder.find(fact)
                 if not _selected(where, site):
                     raise NotLinear("not selected by where")
-                if len(site.removed(recording.graph.nodes)) < 2:
+                if len(site.removed(recording.graph.nodes)) < 2 or (layers_only and site.how != "chain"):
                     raise NotLinear("")
                 sites.append(site)
             except NotLinear as error:

@@ -8,6 +8,10 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 
+class StandIn(nn.Module):
+    """A module that stands for one layer: when all that it holds becomes one convolution, that takes its place."""
+
+
 @dataclass(eq=False)
 class Frame:
     """One call of one module. ``events`` holds, in order, the nodes that its own forward ran and the calls that it made.

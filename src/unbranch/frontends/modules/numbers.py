@@ -107,11 +107,9 @@ _TWO_SIDED = (
     "or_",
     "xor",
 )
-for _name in _TWO_SIDED:
-    setattr(Sized, f"__{_name.rstrip('_')}__", _keeping(getattr(operator, _name)))
-    setattr(Sized, f"__r{_name.rstrip('_')}__", _keeping(getattr(operator, _name), reflected=True))
-setattr(Sized, "__divmod__", _keeping(divmod))
-setattr(Sized, "__rdivmod__", _keeping(divmod, reflected=True))
+for _name, _function in [*((name, getattr(operator, name)) for name in _TWO_SIDED), ("divmod", divmod)]:
+    setattr(Sized, f"__{_name.rstrip('_')}__", _keeping(_function))
+    setattr(Sized, f"__r{_name.rstrip('_')}__", _keeping(_function, reflected=True))
 for _name in ("neg", "pos", "abs", "invert", "eq", "ne", "lt", "le", "gt", "ge"):
     setattr(Sized, f"__{_name}__", _keeping(getattr(operator, _name)))
 for _name, _function in (("round", round), ("ceil", math.ceil), ("floor", math.floor), ("trunc", math.trunc)):

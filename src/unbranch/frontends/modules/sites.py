@@ -14,7 +14,7 @@ from unbranch.affine import Geometry, NotLinear
 from unbranch.fold.facts import Fact, unchanged
 from unbranch.fold.graph import Node
 from unbranch.frontends.modules.emit import check_emittable
-from unbranch.frontends.modules.frames import Frame, common_frame
+from unbranch.frontends.modules.frames import Frame, StandIn, common_frame
 from unbranch.frontends.modules.recorder import Recording
 from unbranch.frontends.modules.trees import held_elsewhere
 from unbranch.frontends.modules.witness import ends_in_own_layer
@@ -280,6 +280,12 @@ class Finder:
     def _child(self, fact: Fact, top: Frame) -> Site:
         if not fact.is_plain:
             raise NotLinear("its value leaves in another arrangement")
+        while (
+            top.parent is not None
+            and isinstance(top.parent.module, StandIn)
+            and top.parent.nodes == top.nodes
+        ):
+            top = top.parent
         if top.is_hooked:
             raise NotLinear(f"{top.path} has a forward hook, which would be lost")
         self._check_references(top.module)

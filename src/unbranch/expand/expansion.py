@@ -1,0 +1,229 @@
+"""Give a trained plain network branches without changing what it computes."""
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unbranch.affine import Affine, NotLinear
+from unbranch.blocks import Branches, ConvSpec, Deployable
+from unbranch.expand.expanded import Expanded, expanded
+from unbranch.expand.recipes import Recipe, recipe_of
+from unbranch.frontends.modules import ExampleInputs, Where, to_affine, unwrap
+from unbranch.frontends.modules.folding import Folding, prepare
+from unbranch.frontends.modules.sites import Site
+from unbranch.frontends.modules.writing import Writer
+
+PLAIN = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+@dataclass(frozen=True)
+class Expansion:
+    """What `expand_` did: the paths of the layers that have branches now, and (path, why) of those left plain."""
+
+    layers: tuple[str, ...]
+    left: tuple[tuple[str, str], ...] = ()
+
+    def __str__(self) -> str:
+        lines = [f"expanded {len(self.layers)} convolution{'s' * (len(self.layers) != 1)}"]
+        lines += [f"  {path}" for path in self.layers]
+        lines += [f"  left plain: {path}: {why}" for path, why in self.left]
+        return "\n".join(lines)
+
+
+def expand(
+    model: nn.Module,
+    recipe: str | Recipe = "repvgg",
+    example_inputs: ExampleInputs = None,
+    *,
+    where: Where = None,
+) -> nn.Module:
+    """A copy of a trained network in which convolutions have branches: ``copy(x) == model(x)`` in eval mode.
+
+    See `expand_`.
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU()).eval()
+        >>> expand(net, example_inputs=torch.zeros(1, 3, 9, 9))(torch.zeros(1, 3, 5, 7)).shape
+        torch.Size([1, 8, 5, 7])
+    """
+    inner, _ = unwrap(model)
+    inner = copy.deepcopy(inner)
+    expand_(inner, recipe, example_inputs, where=where)
+    return inner
+
+
+def expand_(
+    model: nn.Module,
+    recipe: str | Recipe = "repvgg",
+    example_inputs: ExampleInputs = None,
+    *,
+    where: Where = None,
+) -> Expansion:
+    """Turn chosen convolutions of a trained network into branches, in place: ``sum_b s_b (w_b * x) + t_b = W * x + b``.
+
+    The norm behind a convolution goes into the branches, which have norms of their own (same eps and momentum). New branches start
+    from their layers' own initialisation; the branch with the full kernel makes up the difference. In training mode the norms use
+    the batch's statistics: `calibrate` makes that the same function too.
+
+    Args:
+        model: In eval mode; plain convolutions of 1 to 3 dimensions, strided, grouped, dilated, with or without bias and batch norm.
+        recipe: A name (``"repvgg"``, ``"mobileone"``), or a function from a `blocks.ConvSpec` to `blocks.Branches`.
+        example_inputs: As for `reparameterize`.
+        where: A glob on module paths, or ``(path, module) -> bool``. By default every convolution that the recipe can express
+            and that has more than one tap.
+
+    Returns:
+        The layers that have branches now. Parameters of the branches require gradients.
+
+    Raises:
+        ValueError: training mode; ``where`` selects nothing, a layer with branches already, or a convolution that the recipe cannot
+            express. The model is unchanged then.
+
+    Source: the inverse of structural re-parameterization (Ding et al., RepVGG, CVPR 2021).
+    """
+    inner, _ = unwrap(model)
+    make = recipe_of(recipe)
+    folding = prepare(inner, example_inputs, layers_only=True)
+    left: list[tuple[str, str]] = []
+    made: list[tuple[str, nn.Module, Site | None, Expanded]] = []
+    for path, layer in _selected(inner, where):
+        try:
+            site = _site_of(layer, folding)
+            made.append((path, layer, site, _branches(layer, site, folding, make)))
+        except (NotLinear, ValueError) as error:
+            if where is not None:
+                raise ValueError(f"{path}: {error}") from error
+            left.append((path, str(error)))
+    if not made:
+        raise ValueError(
+            "no convolution of the model can be expanded" + "".join(f"; {p}: {why}" for p, why in left)
+        )
+    _place(inner, folding, made)
+    return Expansion(tuple(path for path, *_ in made), tuple(left))
+
+
+def _place(
+    model: nn.Module, folding: Folding, made: Sequence[tuple[str, nn.Module, Site | None, Expanded]]
+) -> None:
+    layers = {id(layer): new for _, layer, _, new in made}
+
+    def layer_of(site: Site, affine: Affine) -> nn.Module:
+        return layers[id(site.steps[site.anchor].frame.module)]
+
+    writer = Writer(model, folding.recording, layer_of)
+    for _, layer, site, new in made:
+        if site is None:
+            writer.replace(layer, new)
+        else:
+            writer.write(site)
+
+
+def _selected(model: nn.Module, where: Where) -> list[tuple[str, nn.Module]]:
+    """The plain convolutions that ``where`` names, themselves or through a module around them."""
+    chosen: list[tuple[str, nn.Module]] = []
+    inside: list[str] = []
+    for path, module in model.named_modules():
+        if isinstance(module, Expanded | Branches) or (
+            isinstance(module, Deployable) and module.deploy_children()
+        ):
+            inside.append(path)
+        if isinstance(module, PLAIN) and _matches(path, module, model, where):
+            owner = next((p for p in inside if path == p or path.startswith(f"{p}.") or not p), None)
+            if owner is not None and where is not None:
+                raise ValueError(f"{path}: it is a branch of {owner or 'the root module'} already")
+            if owner is None:
+                chosen.append((path, module))
+    if not chosen:
+        raise ValueError(
+            f"where={where!r} selects no convolution"
+            if where is not None
+            else "the model has no plain convolution"
+        )
+    return chosen
+
+
+def _matches(path: str, module: nn.Conv1d | nn.Conv2d | nn.Conv3d, model: nn.Module, where: Where) -> bool:
+    if where is None:
+        return any(k > 1 for k in module.kernel_size)
+    parts = path.split(".")
+    around = [".".join(parts[:i]) for i in range(1, len(parts) + 1)]
+    if callable(where):
+        return any(where(p, model.get_submodule(p)) for p in around)
+    return any(fnmatchcase(p, where) for p in around)
+
+
+def _site_of(layer: nn.Module, folding: Folding) -> Site | None:
+    """The chain of convolution and norm that ``layer`` begins, if any.
+
+    Raises:
+        ValueError: it folds into another layer, or the example input does not reach it.
+    """
+    for site in folding.sites:
+        modules = [step.frame.module for step in site.steps]
+        if layer in modules and site.how == "chain":
+            if modules[site.anchor] is not layer or site.linear:
+                raise ValueError("it folds into another layer")
+            return site
+        if any(
+            node in call.nodes for call in folding.recording.calls[id(layer)] for node in site.fact.members
+        ):
+            raise ValueError(f"it is a branch of {site.place} already")
+    if not folding.recording.calls[id(layer)]:
+        raise ValueError("the example input never reaches it")
+    return None
+
+
+def _branches(layer: nn.Module, site: Site | None, folding: Folding, recipe: Recipe) -> Expanded:
+    assert isinstance(layer, PLAIN)
+    norm = None if site is None else _norm_of(site)
+    spec = ConvSpec.of(
+        layer.in_channels,
+        layer.out_channels,
+        layer.kernel_size,
+        layer.stride,
+        dilation=layer.dilation,
+        groups=layer.groups,
+        padding_mode=layer.padding_mode,
+        norm=norm,
+        dims=len(layer.kernel_size),
+    )
+    if site is None:
+        example = torch.zeros((1, layer.in_channels, *spec.example_size)).to(layer.weight)
+        target = to_affine(layer, example)
+    else:
+        target = site.fact.evaluate(folding.recording.graph.device)
+    return expanded(target, spec, recipe(spec), layer.weight.detach())
+
+
+def _norm_of(site: Site) -> Callable[[int], nn.Module] | None:
+    """A factory of norms like the one that goes into the branches."""
+    for step in site.steps:
+        norm = step.frame.module
+        if isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d):
+            kinds = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+            return partial(kinds[site.fact.geometry.rank], eps=norm.eps, momentum=norm.momentum)
+    return None
+
+
+def parameter_groups(model: nn.Module, lr: float, branch_lr: float) -> list[dict[str, Any]]:
+    """Two groups for an optimizer: the network as it was at ``lr``, and the branches that `expand` added at ``branch_lr``.
+
+    Example:
+        >>> net = expand(nn.Sequential(nn.Conv2d(3, 3, 3, padding=1)).eval(), example_inputs=torch.zeros(1, 3, 9, 9))
+        >>> [len(group["params"]) for group in parameter_groups(net, 0.01, 0.1)]
+        [3, 5]
+    """
+    new = {
+        id(p): p
+        for module in model.modules()
+        if isinstance(module, Expanded)
+        for p in module.new_parameters()
+    }
+    old: list[Tensor] = [p for p in model.parameters() if id(p) not in new]
+    return [{"params": old, "lr": lr}, {"params": list(new.values()), "lr": branch_lr}]

@@ -1,0 +1,27 @@
+"""The recipes that `expand` knows by name."""
+
+from collections.abc import Callable
+from functools import partial
+
+from unbranch.blocks import Branches, ConvSpec
+from unbranch.blocks.repvgg import over_parameterized
+
+Recipe = Callable[[ConvSpec], Branches]
+
+RECIPES: dict[str, Recipe] = {
+    "repvgg": partial(over_parameterized, num_branches=1, shortcut="auto"),
+    "mobileone": partial(over_parameterized, num_branches=4, shortcut="auto"),
+}
+
+
+def recipe_of(recipe: str | Recipe) -> Recipe:
+    """The recipe of a name, or the one given.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    if callable(recipe):
+        return recipe
+    if recipe not in RECIPES:
+        raise ValueError(f"recipe {recipe!r} is none of {', '.join(RECIPES)}")
+    return RECIPES[recipe]

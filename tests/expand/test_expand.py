@@ -1,0 +1,172 @@
+"""Expansion: the same function in eval mode, calibrated in training mode, and back again by folding."""
+
+import copy
+import io
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+import unbranch
+from tests.support import fold_error, randomize
+from unbranch.expand import Expanded, calibrate, expand, expand_, parameter_groups
+
+RECIPES = ("repvgg", "mobileone")
+
+
+class Net(nn.Module):
+    """Convolutions with and without norms, strided, grouped, dilated, shared."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, 2, 1, bias=False)
+        self.norm = nn.BatchNorm2d(8, eps=1e-3, momentum=0.03)
+        self.grouped = nn.Conv2d(8, 8, 3, 1, 1, groups=4)
+        self.dilated = nn.Conv2d(8, 12, 3, 1, 2, dilation=2)
+        self.valid = nn.Conv2d(12, 6, 3)
+        self.head = nn.Conv2d(6, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.norm(self.stem(x)))
+        x = torch.relu(self.grouped(x)) + x
+        x = torch.relu(self.dilated(x))
+        return self.head(torch.relu(self.valid(x)))
+
+
+def convolution(model: nn.Module, path: str) -> nn.Conv2d:
+    layer = model.get_submodule(path)
+    assert isinstance(layer, nn.Conv2d)
+    return layer
+
+
+def expanded(model: nn.Module, path: str) -> Expanded:
+    layer = model.get_submodule(path)
+    assert isinstance(layer, Expanded)
+    return layer
+
+
+@pytest.fixture
+def net(generator: torch.Generator) -> nn.Module:
+    x = torch.randn(2, 3, 17, 19, generator=generator, dtype=torch.float64)
+    return randomize(Net().double().eval(), generator, x)
+
+
+@pytest.fixture
+def x(generator: torch.Generator) -> Tensor:
+    return torch.randn(3, 3, 21, 18, generator=generator, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_expansion_keeps_the_function_and_folds_back(net: nn.Module, x: Tensor, recipe: str) -> None:
+    wide = expand(net, recipe, x)
+    kinds = {name for name, m in wide.named_modules() if isinstance(m, Expanded)}
+    assert kinds == {
+        "stem",
+        "grouped",
+        "dilated",
+    }  # `valid` pads by nothing, which the recipes cannot express
+    assert fold_error(wide(x), net(x)) <= 1e-10
+    back = unbranch.reparameterize(wide, x)
+    assert not [m for m in back.modules() if isinstance(m, Expanded)]
+    assert fold_error(back(x), net(x)) <= 1e-10
+    plain = unbranch.reparameterize(net, x)
+    for name in kinds:
+        ours, theirs = convolution(back, name), convolution(plain, name)
+        assert fold_error(ours.weight, theirs.weight) <= 1e-10
+        assert ours.kernel_size == theirs.kernel_size
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+@pytest.mark.parametrize("bias", [False, True])
+def test_any_convolution(generator: torch.Generator, dims: int, bias: bool) -> None:
+    make = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dims - 1]
+    norm = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)[dims - 1]
+    layer = nn.Sequential(make(4, 6, 5, 2, 2, groups=2, bias=bias), norm(6)).double().eval()
+    x = torch.randn(2, 4, *(9, 8, 7)[:dims], generator=generator, dtype=torch.float64)
+    randomize(layer, generator, x)
+    wide = expand(layer, "mobileone", x)
+    assert isinstance(expanded(wide, "0"), Expanded)
+    assert fold_error(wide(x), layer(x)) <= 1e-10
+
+
+def test_calibration_keeps_the_function_in_training_mode(net: nn.Module, generator: torch.Generator) -> None:
+    batch = torch.randn(16, 3, 33, 31, generator=generator, dtype=torch.float64)
+    wide = expand(net, "repvgg", batch, where="stem")
+    before = wide(batch)
+    assert calibrate(wide, [batch]) == 2
+    assert fold_error(wide(batch), before) <= 1e-10
+    expanded(wide, "stem").train()
+    assert fold_error(wide(batch), before) < 2e-3  # the sample's variance is unbiased in the statistics alone
+    with pytest.raises(ValueError, match="at least one batch"):
+        calibrate(wide, [])
+    with pytest.raises(ValueError, match="expand_"):
+        calibrate(net, [batch])
+
+
+def test_it_shows_the_convolution_that_it_amounts_to(net: nn.Module, x: Tensor) -> None:
+    plain = unbranch.reparameterize(net, x)
+    wide = expand(net, "repvgg", x, where="stem")
+    layer, folded = expanded(wide, "stem").train(), convolution(plain, "stem")
+    assert layer.bias is not None
+    assert folded.bias is not None
+    assert fold_error(layer.weight, folded.weight) <= 1e-10
+    assert fold_error(layer.bias, folded.bias) <= 1e-10
+    assert all(module.training for module in layer.modules())
+    norms = [module for module in layer.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert {(norm.eps, norm.momentum) for norm in norms} == {(1e-3, 0.03)}
+    assert (layer.stride, layer.padding, layer.groups) == ((2, 2), (1, 1), 1)
+
+
+def test_it_survives_copies_checkpoints_and_averages(net: nn.Module, x: Tensor) -> None:
+    wide = expand(net, "repvgg", x)
+    other = expand(net, "repvgg", x)
+    file = io.BytesIO()
+    torch.save(wide.state_dict(), file)
+    file.seek(0)
+    other.load_state_dict(torch.load(file, weights_only=True))
+    average = AveragedModel(copy.deepcopy(wide))
+    average.update_parameters(wide)
+    for model in (other, average.eval()):
+        assert fold_error(model(x), net(x)) <= 1e-10
+
+
+def test_it_trains_and_deploys(net: nn.Module, x: Tensor) -> None:
+    wide = expand(net, "repvgg", x).train()
+    groups = parameter_groups(wide, 0.01, 0.1)
+    assert sum(len(g["params"]) for g in groups) == len(list(wide.parameters()))
+    optimizer = torch.optim.SGD(groups)
+    wide(x).square().mean().backward()
+    optimizer.step()
+    wide.eval()
+    expected = wide(x)
+    for module in wide.modules():
+        if isinstance(module, Expanded):
+            module.switch_to_deploy()
+    assert fold_error(wide(x), expected) <= 1e-10
+
+
+@pytest.mark.parametrize(
+    ("recipe", "where", "message"),
+    [
+        ("repvgg", "nothing.*", "selects no convolution"),
+        ("repvgg", "valid", "valid: the recipe makes"),
+        ("nonsense", None, "none of repvgg"),
+        ("repvgg", "stem.branches.*", "selects no convolution"),
+    ],
+)
+def test_bad_input_leaves_the_model_alone(
+    net: nn.Module, x: Tensor, recipe: str, where: str, message: str
+) -> None:
+    before = {name: type(module) for name, module in net.named_modules()}
+    with pytest.raises(ValueError, match=message):
+        expand_(net, recipe, x, where=where)
+    assert {name: type(module) for name, module in net.named_modules()} == before
+
+
+def test_expanding_twice_is_an_error(net: nn.Module, x: Tensor) -> None:
+    expand_(net, "repvgg", x, where="stem")
+    with pytest.raises(ValueError, match="branch of stem already"):
+        expand_(net, "repvgg", x, where="stem")
+    with pytest.raises(ValueError, match="training mode"):
+        expand_(net.train(), "repvgg", x)
