@@ -42,12 +42,13 @@ def allowed(shortcut: str | None, kernel: int, stride: int, c_in: int, c_out: in
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("dilation", [1, 2])
 @pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("kernel", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize(
+    ("kernel", "dilation"), [(1, 1), (2, 1), (2, 3), (3, 1), (3, 2), (4, 1), (4, 2), (5, 1)]
+)
 def test_repvgg(kernel: int, stride: int, dilation: int, mode: str, generator: torch.Generator) -> None:
     folded = 0
-    for shortcut, groups, (c_in, c_out) in product(SHORTCUTS, (1, 2), ((4, 4), (4, 6), (6, 4))):
+    for shortcut, (c_in, c_out, groups) in product(SHORTCUTS[1:], ((4, 4, 2), (4, 6, 1), (6, 4, 2))):
         if not allowed(shortcut, kernel, stride, c_in, c_out):
             continue
         block = RepVGGBlock(
@@ -65,7 +66,7 @@ def test_repvgg(kernel: int, stride: int, dilation: int, mode: str, generator: t
         randomize(block, generator, x)
         assert folded_error(block.eval(), x) <= 1e-10, f"{shortcut=} {groups=} {c_in=} {c_out=}"
         folded += 1
-    assert folded >= 16
+    assert folded >= 6
 
 
 @pytest.mark.parametrize("num_branches", [1, 3])
