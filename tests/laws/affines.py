@@ -74,8 +74,8 @@ def affines(
 ) -> Draw:
     """A map that reads ``shape.into`` channels.
 
-    ``slack`` fixes before + after - dilation * (kernel - 1) on each axis, so that maps can be added. ``flavours`` are "any", "pointwise" and
-    "unpadded": without the last two, nearly every chain of drawn maps would be refused at its border.
+    ``slack`` fixes before + after - dilation * (kernel - 1) on each axis, so that maps can be added. ``flavours`` are "any",
+    "pointwise" and "unpadded": without the last two, nearly every chain of drawn maps would be refused at its border.
     """
     rank, into = shape.rank, shape.into
     groups = draw(st.sampled_from([g for g in (1, 2, 3, 6) if into % g == 0]))

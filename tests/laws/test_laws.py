@@ -247,7 +247,7 @@ def test_scale_and_shift() -> None:
         shape, (a,) = maps_of(drawn)
         x = inputs_for(shape, a)
         by = -1.75 if number else numbers(5, a.out_channels)
-        wide = by if isinstance(by, float) else by.reshape(-1, *(1,) * a.rank)
+        wide = by.reshape(-1, *(1,) * a.rank) if isinstance(by, torch.Tensor) else by
         scaled = accepted(lambda: scale(a, by))
         shifted = accepted(lambda: shift(a, by))
         assert scaled is not None

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -62,29 +63,29 @@ def framed(values: Sequence[Argument], axis: int) -> Pad:
 
 
 @reads("aten.view.default", "aten._unsafe_view.default")
-def view(self: Operand, size: Sequence[int]) -> Reshape:
+def view(self: Any, size: Sequence[int]) -> Reshape:
     return reshaped(self, size)
 
 
 @reads("aten.reshape.default")
-def reshape(self: Operand, shape: Sequence[int]) -> Reshape:
+def reshape(self: Any, shape: Sequence[int]) -> Reshape:
     return reshaped(self, shape)
 
 
 @reads("aten.reshape_as.default", "aten.view_as.default")
-def reshape_as(self: Operand, other: Operand) -> Reshape:
+def reshape_as(self: Any, other: Any) -> Reshape:
     return Reshape(other.shape)
 
 
 @reads("aten.flatten.using_ints")
-def flatten(self: Operand, start_dim: int = 0, end_dim: int = -1) -> Reshape:
+def flatten(self: Any, start_dim: int = 0, end_dim: int = -1) -> Reshape:
     shape = operand(self, "the input").shape
     first, last = start_dim % len(shape), end_dim % len(shape)
     return Reshape((*shape[:first], prod(shape[first : last + 1]), *shape[last + 1 :]))
 
 
 @reads("aten.unflatten.int")
-def unflatten(self: Operand, dim: int, sizes: Sequence[int]) -> Reshape:
+def unflatten(self: Any, dim: int, sizes: Sequence[int]) -> Reshape:
     shape = operand(self, "the input").shape
     axis = dim % len(shape)
     known = prod(n for n in sizes if n != -1)
@@ -93,58 +94,63 @@ def unflatten(self: Operand, dim: int, sizes: Sequence[int]) -> Reshape:
 
 
 @reads("aten.unsqueeze.default")
-def unsqueeze(self: Operand, dim: int) -> Reshape:
+def unsqueeze(self: Any, dim: int) -> Reshape:
     shape = list(operand(self, "the input").shape)
     shape.insert(dim % (len(shape) + 1), 1)
     return Reshape(tuple(shape))
 
 
 @reads("aten.squeeze.dim", "aten.squeeze.dims")
-def squeeze(self: Operand, dim: int | Sequence[int]) -> Reshape:
+def squeeze(self: Any, dim: int | Sequence[int]) -> Reshape:
     shape = operand(self, "the input").shape
     axes = {d % len(shape) for d in ((dim,) if isinstance(dim, int) else dim)}
     return Reshape(tuple(n for i, n in enumerate(shape) if i not in axes or n != 1))
 
 
 @reads("aten.squeeze.default")
-def squeeze_all(self: Operand) -> Reshape:
+def squeeze_all(self: Any) -> Reshape:
     return Reshape(tuple(n for n in operand(self, "the input").shape if n != 1))
 
 
 @reads("aten.permute.default")
-def permute(self: Operand, dims: Sequence[int]) -> Permute:
+def permute(self: Any, dims: Sequence[int]) -> Permute:
     return Permute(tuple(d % operand(self, "the input").ndim for d in dims))
 
 
 @reads("aten.movedim.int", "aten.moveaxis.int")
-def movedim(self: Operand, source: int, destination: int) -> Permute:
+def movedim(self: Any, source: int, destination: int) -> Permute:
     axes = list(range(operand(self, "the input").ndim))
     moved = axes.pop(source)
     axes.insert(destination % self.ndim, moved)
     return Permute(tuple(axes))
 
 
-@reads("aten.transpose.int", "aten.swapaxes.default", "aten.swapdims.default")
-def transpose(self: Operand, dim0: int, dim1: int) -> Permute:
+@reads("aten.transpose.int", "aten.swapdims.default")
+def transpose(self: Any, dim0: int, dim1: int) -> Permute:
     return swapped(self, dim0, dim1)
 
 
+@reads("aten.swapaxes.default")
+def swapaxes(self: Any, axis0: int, axis1: int) -> Permute:
+    return swapped(self, axis0, axis1)
+
+
 @reads("aten.t.default")
-def t(self: Operand) -> Permute:
+def t(self: Any) -> Permute:
     if operand(self, "the input").ndim != 2:
         raise NotLinear(f"a transpose of shape {self.shape}")
     return swapped(self, 0, 1)
 
 
 @reads("aten.channel_shuffle.default", "aten.native_channel_shuffle.default")
-def channel_shuffle(self: Operand, groups: int) -> Take:
+def channel_shuffle(self: Any, groups: int) -> Take:
     channels = operand(self, "the input").shape[1]
     each = channels // groups
     return Take(1, tuple(g * each + i for i in range(each) for g in range(groups)))
 
 
 @reads("aten.cat.default", "aten.concat.default", "aten.concatenate.default")
-def cat(tensors: Sequence[Operand], dim: int = 0) -> Record:
+def cat(tensors: Sequence[Any], dim: int = 0) -> Record:
     return joined(tensors, dim)
 
 

@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import torch
 
 from unbranch.affine import Affine, NotLinear
-from unbranch.ops.table import Argument, Map, Operand, onnx_padding, operand, per_axis, reads
+from unbranch.ops.table import Argument, Map, onnx_padding, operand, per_axis, reads
 
 
 @dataclass(frozen=True)
@@ -62,14 +63,14 @@ def build(
 
 @reads("aten.avg_pool1d.default")
 def avg_pool1d(
-    self: Operand, kernel_size, stride=(), padding=0, ceil_mode=False, count_include_pad=True
+    self: Any, kernel_size, stride=(), padding=0, ceil_mode=False, count_include_pad=True
 ) -> AvgPool:
     return build(self, kernel_size, stride, padding, ceil_mode, count_include_pad, None, 1)
 
 
 @reads("aten.avg_pool2d.default")
 def avg_pool2d(
-    self: Operand,
+    self: Any,
     kernel_size,
     stride=(),
     padding=0,
@@ -82,7 +83,7 @@ def avg_pool2d(
 
 @reads("aten.avg_pool3d.default")
 def avg_pool3d(
-    self: Operand,
+    self: Any,
     kernel_size,
     stride=(),
     padding=0,

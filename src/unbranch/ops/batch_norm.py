@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from unbranch.affine import Affine, NotLinear
-from unbranch.ops.table import Argument, Map, Operand, constant, operand, reads
+from unbranch.ops.table import Argument, Map, constant, operand, reads
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +43,7 @@ def build(x: Any, weight: Any, bias: Any, mean: Any, var: Any, training: bool, e
 
 @reads("aten.native_batch_norm.default", "aten._native_batch_norm_legit.default")
 def native_batch_norm(
-    input: Operand,
+    input: Any,
     weight,
     bias,
     running_mean,
@@ -57,14 +57,14 @@ def native_batch_norm(
 
 @reads("aten._native_batch_norm_legit_no_training.default")
 def native_batch_norm_no_training(
-    input: Operand, weight, bias, running_mean, running_var, momentum: float, eps: float
+    input: Any, weight, bias, running_mean, running_var, momentum: float, eps: float
 ) -> tuple[BatchNorm, None, None]:
     return build(input, weight, bias, running_mean, running_var, False, eps), None, None
 
 
 @reads("aten.batch_norm.default")
 def batch_norm(
-    input: Operand,
+    input: Any,
     weight,
     bias,
     running_mean,
@@ -79,7 +79,7 @@ def batch_norm(
 
 @reads("aten.cudnn_batch_norm.default", "aten.miopen_batch_norm.default")
 def cudnn_batch_norm(
-    input: Operand,
+    input: Any,
     weight,
     bias,
     running_mean,

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from unbranch.affine import Affine, NotLinear
-from unbranch.ops.table import Argument, Map, Operand, constant, onnx_padding, operand, per_axis, reads
+from unbranch.ops.table import Argument, Map, constant, onnx_padding, operand, per_axis, reads
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,9 +56,9 @@ def build(
 
 @reads("aten.convolution.default")
 def convolution(
-    input: Operand,
-    weight: Tensor,
-    bias: Tensor | None,
+    input: Any,
+    weight: Any,
+    bias: Any,
     stride: Sequence[int],
     padding: Sequence[int],
     dilation: Sequence[int],
@@ -74,16 +74,20 @@ def convolution(
 
 
 @reads("aten.conv1d.default", "aten.conv2d.default", "aten.conv3d.default")
-def conv(
-    input: Operand, weight: Tensor, bias=None, stride=1, padding=0, dilation=1, groups: int = 1
-) -> Convolution:
+def conv(input: Any, weight: Any, bias=None, stride=1, padding=0, dilation=1, groups: int = 1) -> Convolution:
     pads = per_axis(padding, constant(weight, "the weight").ndim - 2)
     return build(input, weight, bias, stride, pads, dilation, groups)
 
 
 @reads("aten.conv1d.padding", "aten.conv2d.padding", "aten.conv3d.padding")
 def conv_padding(
-    input: Operand, weight: Tensor, bias=None, stride=1, padding: str = "valid", dilation=1, groups: int = 1
+    input: Any,
+    weight: Any,
+    bias=None,
+    stride=1,
+    padding: str = "valid",
+    dilation=1,
+    groups: int = 1,
 ) -> Convolution:
     rank = constant(weight, "the weight").ndim - 2
     spare = [d * (k - 1) for d, k in zip(per_axis(dilation, rank), weight.shape[2:], strict=True)]
@@ -93,8 +97,8 @@ def conv_padding(
 
 @reads("aten.conv_transpose1d.default", "aten.conv_transpose2d.input", "aten.conv_transpose3d.input")
 def conv_transpose(
-    input: Operand,
-    weight: Tensor,
+    input: Any,
+    weight: Any,
     bias=None,
     stride=1,
     padding=0,

@@ -29,13 +29,13 @@ class ScaleShift(Map):
         return Affine.diagonal(scale.expand(channels), shift, rank=0)
 
 
-def scaled(value: Operand, factor: Tensor | Number) -> ScaleShift:
+def scaled(value: Operand, factor: Any) -> ScaleShift:
     """``factor * value``."""
     axis, numbers = _constant(factor, value)
     return ScaleShift(numbers, None, axis)
 
 
-def shifted(value: Operand, offset: Tensor | Number, sign: Number = 1) -> ScaleShift:
+def shifted(value: Operand, offset: Any, sign: Number = 1) -> ScaleShift:
     """``sign * value + offset``."""
     axis, numbers = _constant(offset, value)
     scale = None if sign == 1 else torch.full((1,), sign, dtype=torch.float64)
@@ -73,7 +73,7 @@ def quotient(a: Any, b: Any) -> ScaleShift:
     return scaled(operand(a, "the dividend"), 1.0 / (b.double() if isinstance(b, Tensor) else b))
 
 
-def _constant(number: Tensor | Number, value: Operand) -> tuple[int | None, Tensor]:
+def _constant(number: Any, value: Operand) -> tuple[int | None, Tensor]:
     if not isinstance(number, Tensor):
         if not isinstance(number, int | float) or not isfinite(number):
             raise NotLinear(f"the constant {number}")
@@ -134,7 +134,7 @@ def div(self, other) -> Record:
 
 
 @reads("aten.neg.default", "aten.neg_.default", "aten.negative.default", "aten.negative_.default")
-def neg(self: Operand) -> Record:
+def neg(self: Any) -> Record:
     return scaled(self, -1.0)
 
 

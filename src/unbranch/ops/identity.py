@@ -1,9 +1,17 @@
 """Ops that return their operand: copies, aliases, and dropout in evaluation."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from unbranch.affine import NotLinear
 from unbranch.ops.table import Argument, Identity, Operand, constant, operand, reads
+
+
+def _recast(x: Operand, device: Any) -> Identity:
+    operand(x, "the input")
+    if device is not None:
+        raise NotLinear("it may move the value to another device")
+    return Identity()
 
 
 def _dropped(x: Operand, p: float, train: bool) -> Identity:
@@ -21,26 +29,26 @@ def _dropped(x: Operand, p: float, train: bool) -> Identity:
     "aten.lift_fresh_copy.default",
     "aten.positive.default",
 )
-def alias(self: Operand) -> Identity:
+def alias(self: Any) -> Identity:
     operand(self, "the input")
     return Identity()
 
 
 @reads("aten.clone.default", "aten.contiguous.default")
-def clone(self: Operand, *, memory_format=None) -> Identity:
+def clone(self: Any, *, memory_format=None) -> Identity:
     operand(self, "the input")
     return Identity()
 
 
 @reads("aten.to.dtype")
-def to_dtype(self: Operand, dtype, non_blocking=False, copy=False, memory_format=None) -> Identity:
+def to_dtype(self: Any, dtype, non_blocking=False, copy=False, memory_format=None) -> Identity:
     operand(self, "the input")
     return Identity()
 
 
-@reads("aten.to.dtype_layout", "aten._to_copy.default")
-def to_copy(
-    self: Operand,
+@reads("aten.to.dtype_layout")
+def to_layout(
+    self: Any,
     *,
     dtype=None,
     layout=None,
@@ -50,14 +58,25 @@ def to_copy(
     copy=False,
     memory_format=None,
 ) -> Identity:
-    operand(self, "the input")
-    if device is not None:
-        raise NotLinear("it may move the value to another device")
-    return Identity()
+    return _recast(self, device)
+
+
+@reads("aten._to_copy.default")
+def to_copy(
+    self: Any,
+    *,
+    dtype=None,
+    layout=None,
+    device=None,
+    pin_memory=None,
+    non_blocking=False,
+    memory_format=None,
+) -> Identity:
+    return _recast(self, device)
 
 
 @reads("aten.type_as.default")
-def type_as(self: Operand, other) -> Identity:
+def type_as(self: Any, other) -> Identity:
     operand(self, "the input")
     if isinstance(other, Operand):
         raise NotLinear("its dtype is another value's")
@@ -65,7 +84,7 @@ def type_as(self: Operand, other) -> Identity:
 
 
 @reads("aten.expand.default")
-def expand(self: Operand, size: Sequence[int], *, implicit: bool = False) -> Identity:
+def expand(self: Any, size: Sequence[int], *, implicit: bool = False) -> Identity:
     shape = operand(self, "the input").shape
     if len(size) != len(shape) or any(n not in (-1, m) for n, m in zip(size, shape, strict=True)):
         raise NotLinear(f"it repeats a value of shape {shape} to {tuple(size)}")
@@ -74,18 +93,21 @@ def expand(self: Operand, size: Sequence[int], *, implicit: bool = False) -> Ide
 
 @reads(
     "aten.dropout.default",
-    "aten.dropout_.default",
     "aten.feature_dropout.default",
-    "aten.feature_dropout_.default",
     "aten.alpha_dropout.default",
     "aten.feature_alpha_dropout.default",
 )
-def dropout(input: Operand, p: float, train: bool) -> Identity:
+def dropout(input: Any, p: float, train: bool) -> Identity:
     return _dropped(input, p, train)
 
 
+@reads("aten.dropout_.default", "aten.feature_dropout_.default")
+def dropout_(self: Any, p: float, train: bool) -> Identity:
+    return _dropped(self, p, train)
+
+
 @reads("aten.native_dropout.default")
-def native_dropout(input: Operand, p: float, train: bool | None) -> tuple[Identity, None]:
+def native_dropout(input: Any, p: float, train: bool | None) -> tuple[Identity, None]:
     return _dropped(input, p, bool(train)), None
 
 

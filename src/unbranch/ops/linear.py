@@ -1,6 +1,7 @@
 """Linear layers and products with a constant matrix: ``y = x A^T + b`` along the last axis, a pointwise convolution."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -44,22 +45,30 @@ def build(x, weight, bias, alpha: int | float = 1, beta: int | float = 1) -> Lin
 
 
 @reads("aten.linear.default")
-def linear(input: Operand, weight: Tensor, bias: Tensor | None = None) -> Linear:
+def linear(input: Any, weight: Any, bias: Any = None) -> Linear:
     return build(input, weight, bias)
 
 
 @reads("aten.addmm.default")
-def addmm(
-    self: Tensor, mat1: Operand, mat2: Tensor, *, beta: int | float = 1, alpha: int | float = 1
-) -> Linear:
+def addmm(self: Any, mat1: Any, mat2: Any, *, beta: int | float = 1, alpha: int | float = 1) -> Linear:
     return build(mat1, constant(mat2, "the matrix").t(), self, alpha, beta)
 
 
-@reads("aten.mm.default", "aten.matmul.default")
-def matmul(self: Operand, mat2: Tensor) -> Linear:
-    if constant(mat2, "the right-hand matrix").ndim != 2:
-        raise NotLinear(f"a product with a matrix of shape {tuple(mat2.shape)}")
-    return build(self, mat2.t(), None)
+def product(x: Any, matrix: Any) -> Linear:
+    """The record of ``x @ matrix``."""
+    if constant(matrix, "the right-hand matrix").ndim != 2:
+        raise NotLinear(f"a product with a matrix of shape {tuple(matrix.shape)}")
+    return build(x, matrix.t(), None)
+
+
+@reads("aten.mm.default")
+def mm(self: Any, mat2: Any) -> Linear:
+    return product(self, mat2)
+
+
+@reads("aten.matmul.default")
+def matmul(self: Any, other: Any) -> Linear:
+    return product(self, other)
 
 
 @reads("onnx.MatMul")

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -47,14 +48,12 @@ def bordered(x: Operand, pads: tuple[tuple[int, int], ...], value: int | float) 
 
 
 @reads("aten.constant_pad_nd.default")
-def constant_pad_nd(self: Operand, pad: Sequence[int], value: int | float = 0) -> Pad:
+def constant_pad_nd(self: Any, pad: Sequence[int], value: int | float = 0) -> Pad:
     return bordered(self, pairs(pad, operand(self, "the input").ndim), value)
 
 
 @reads("aten.pad.default")
-def pad(
-    self: Operand, pad: Sequence[int], mode: str = "constant", value: int | float | None = None
-) -> Record:
+def pad(self: Any, pad: Sequence[int], mode: str = "constant", value: int | float | None = None) -> Record:
     pads = pairs(pad, operand(self, "the input").ndim)
     if mode == "constant":
         return bordered(self, pads, value or 0.0)
@@ -62,17 +61,17 @@ def pad(
 
 
 @reads("aten.reflection_pad1d.default", "aten.reflection_pad2d.default", "aten.reflection_pad3d.default")
-def reflection_pad(self: Operand, padding: Sequence[int]) -> MirroredPad:
+def reflection_pad(self: Any, padding: Sequence[int]) -> MirroredPad:
     return mirrored(self, pairs(padding, operand(self, "the input").ndim), "reflect")
 
 
 @reads("aten.replication_pad1d.default", "aten.replication_pad2d.default", "aten.replication_pad3d.default")
-def replication_pad(self: Operand, padding: Sequence[int]) -> MirroredPad:
+def replication_pad(self: Any, padding: Sequence[int]) -> MirroredPad:
     return mirrored(self, pairs(padding, operand(self, "the input").ndim), "replicate")
 
 
 @reads("aten._pad_circular.default")
-def pad_circular(self: Operand, pad: Sequence[int]) -> MirroredPad:
+def pad_circular(self: Any, pad: Sequence[int]) -> MirroredPad:
     return mirrored(self, pairs(pad, operand(self, "the input").ndim), "circular")
 
 

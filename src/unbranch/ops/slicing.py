@@ -1,9 +1,9 @@
 """Parts of a value: slices, chunks, gathers, and a constant written into a slab of it."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from unbranch.affine import NotLinear
 from unbranch.ops.table import (
@@ -49,45 +49,51 @@ def even_pieces(x: Operand, size: int, axis: int) -> tuple[Slice, ...]:
 
 
 @reads("aten.slice.Tensor")
-def slice_tensor(self: Operand, dim: int = 0, start=None, end=None, step: int = 1) -> Slice:
+def slice_tensor(self: Any, dim: int = 0, start=None, end=None, step: int = 1) -> Slice:
     return sliced(self, dim, start, end, step)
 
 
 @reads("aten.narrow.default")
-def narrow(self: Operand, dim: int, start: int, length: int) -> Slice:
-    return sliced(self, dim, start, start + length, 1)
+def narrow(self: Any, dim: int, start: int, length: int) -> Slice:
+    stop = start + length
+    return sliced(self, dim, start, None if start < 0 and stop == 0 else stop, 1)
 
 
 @reads("aten.split.Tensor", "aten.unsafe_split.Tensor")
-def split(self: Operand, split_size: int, dim: int = 0) -> tuple[Slice, ...]:
+def split(self: Any, split_size: int, dim: int = 0) -> tuple[Slice, ...]:
     return even_pieces(self, split_size, dim)
 
 
-@reads("aten.split_with_sizes.default", "aten.split.sizes", "aten.unsafe_split_with_sizes.default")
-def split_with_sizes(self: Operand, split_sizes: Sequence[int], dim: int = 0) -> tuple[Slice, ...]:
+@reads("aten.split.sizes")
+def split_sizes(self: Any, split_size: Sequence[int], dim: int = 0) -> tuple[Slice, ...]:
+    return pieces(self, split_size, dim)
+
+
+@reads("aten.split_with_sizes.default", "aten.unsafe_split_with_sizes.default")
+def split_with_sizes(self: Any, split_sizes: Sequence[int], dim: int = 0) -> tuple[Slice, ...]:
     return pieces(self, split_sizes, dim)
 
 
 @reads("aten.chunk.default", "aten.unsafe_chunk.default")
-def chunk(self: Operand, chunks: int, dim: int = 0) -> tuple[Slice, ...]:
+def chunk(self: Any, chunks: int, dim: int = 0) -> tuple[Slice, ...]:
     length = operand(self, "the input").shape[dim]
     return even_pieces(self, max(1, -(-length // chunks)), dim)
 
 
 @reads("aten.tensor_split.sections")
-def tensor_split(self: Operand, sections: int, dim: int = 0) -> tuple[Slice, ...]:
+def tensor_split(self: Any, sections: int, dim: int = 0) -> tuple[Slice, ...]:
     length = operand(self, "the input").shape[dim]
     return pieces(self, [length // sections + (i < length % sections) for i in range(sections)], dim)
 
 
 @reads("aten.index_select.default")
-def index_select(self: Operand, dim: int, index: Tensor) -> Take:
+def index_select(self: Any, dim: int, index: Any) -> Take:
     chosen = constant(index, "the index").flatten().tolist()
     return Take(dim % operand(self, "the input").ndim, tuple(chosen))
 
 
 @reads("aten.index.Tensor")
-def index(self: Operand, indices: Sequence[Tensor | None]) -> Take:
+def index(self: Any, indices: Sequence[Any]) -> Take:
     operand(self, "the input")
     given = [(axis, at) for axis, at in enumerate(indices) if at is not None]
     if len(given) != 1 or constant(given[0][1], "the index").ndim != 1 or given[0][1].is_floating_point():
@@ -99,7 +105,7 @@ def index(self: Operand, indices: Sequence[Tensor | None]) -> Take:
 
 
 @reads("aten.slice_scatter.default")
-def slice_scatter(self: Operand, src: Tensor, dim: int = 0, start=None, end=None, step: int = 1) -> Write:
+def slice_scatter(self: Any, src: Any, dim: int = 0, start=None, end=None, step: int = 1) -> Write:
     value = operand(self, "the input")
     if step != 1:
         raise NotLinear(f"a write with step {step}")
@@ -108,7 +114,7 @@ def slice_scatter(self: Operand, src: Tensor, dim: int = 0, start=None, end=None
 
 
 @reads("aten.select_scatter.default")
-def select_scatter(self: Operand, src: Tensor, dim: int, index: int) -> Write:
+def select_scatter(self: Any, src: Any, dim: int, index: int) -> Write:
     value = operand(self, "the input")
     axis, after = dim % value.ndim, value.ndim - dim % value.ndim - 1
     source = constant(src, "what is written")
