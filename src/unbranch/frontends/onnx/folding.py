@@ -12,6 +12,7 @@ import torch
 
 from unbranch.affine import NotLinear
 from unbranch.fold.facts import Fact
+from unbranch.fold.graph import Node
 from unbranch.fold.interpret import Interpretation, interpret
 from unbranch.fold.plan import Plan, WorkCosts, plan
 from unbranch.fold.report import Folded, Refused, Report, Totals
@@ -25,7 +26,7 @@ from unbranch.frontends.onnx.sizes import SizeReaders
 from unbranch.frontends.onnx.standins import stand_ins
 from unbranch.frontends.onnx.sweep import Sweep
 from unbranch.frontends.onnx.writing import Writer
-from unbranch.ops import TABLE, Reshape, Slice, Take, Write
+from unbranch.ops import TABLE, Concat, Map, Pad, Reshape, Slice, Sum, Take, Write
 
 Where: TypeAlias = str | Callable[[str, ir.Node], bool] | None
 
@@ -49,13 +50,13 @@ class Folding:
         folded, after = [], totals(reading.graph, reading.graph.nodes, before)
         start = after
         for fact in self.plan.regions:
+            output = reading.values[fact.value]
+            name = "" if output is None else str(output.name)
             place, weights, made = self._place(fact), self._weights(fact), writer.write(fact)
             inside = totals(reading.graph, [reading.graph.nodes[i] for i in fact.members], weights)
             removed = replace(inside, ops=inside.ops - len(fact.pending))
             added = replace(totals_of_map(fact), ops=made)
             after = after + Totals(added.ops - removed.ops, added.multiply_adds - removed.multiply_adds)
-            output = reading.values[fact.value]
-            name = "" if output is None else str(output.name)
             folded.append(Folded(place, str(fact.geometry), kind_of(fact), removed, added, name))
         writer.finish()
         folded.reverse()
@@ -69,10 +70,18 @@ class Folding:
         for node, own in zip(reading.graph.nodes, reading.nodes, strict=True):
             if node.reason is not None and node.spelling in TABLE and self._is_floating(node.outputs):
                 found.append(Refused(name_of(own), node.reason))
-            facts = known.facts.get(node.outputs[0], [])
-            if node.index in known.refusals and not any(len(fact.members) > 1 for fact in facts):
+            if node.index in known.refusals and self._could_join(node):
                 found.append(Refused(name_of(own), known.refusals[node.index]))
         return list(dict.fromkeys(found))
+
+    def _could_join(self, node: Node) -> bool:
+        """It stands alone, and one of its operands is a map of something."""
+        graph, facts = self.readings[0].graph, self.interpretations[0].facts
+        alone = all(len(fact.members) == 1 for fact in facts.get(node.outputs[0], ()))
+        before = (graph.producers.get(value) for value in node.inputs)
+        return alone and any(
+            n is not None and isinstance(n.records[0], Map | Sum | Concat | Pad) for n in before
+        )
 
     def _is_floating(self, values: Sequence[int]) -> bool:
         return any(self.readings[0].graph.values[value].dtype.is_floating_point for value in values)

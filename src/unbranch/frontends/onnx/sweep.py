@@ -14,6 +14,17 @@ _MOST_DATA = 1024
 """Free inputs of at most so many elements are shown to shape inference: sizes, axes, scales."""
 
 
+INFERENCE_ERRORS = (
+    shape_inference.InferenceError,
+    onnx.checker.ValidationError,
+    onnx.defs.SchemaError,
+    RuntimeError,
+    LookupError,
+    ValueError,
+)
+"""What shape inference may raise for an op that it does not know, or that does not fit its inputs at these sizes."""
+
+
 class Sweep:
     """One walk over the graph. A shape that is not known is None."""
 
@@ -104,7 +115,7 @@ class Sweep:
             return shape_inference.infer_node_outputs(
                 schema, ir.serde.serialize_node(node), types, data, None, self.imports, self.ir_version
             )
-        except (shape_inference.InferenceError, onnx.defs.SchemaError, RuntimeError, KeyError, ValueError):
+        except INFERENCE_ERRORS:
             return {}
 
     def _complete(self, value: ir.Value, kind: onnx.TypeProto) -> None:
