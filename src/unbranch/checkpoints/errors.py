@@ -1,6 +1,6 @@
 """The one error of this package, and how a long list of keys is said in a line."""
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable
 
 _GROUPS = 6
@@ -28,23 +28,24 @@ class CheckpointError(ValueError):
 
 
 def summary(keys: Iterable[str]) -> str:
-    """The keys in a few groups: each group is a common beginning with its count, a single key is itself.
+    """The keys in a few groups, as fine as fits: a group is its common beginning and its count.
 
-    >>> summary(["head.weight", "head.bias", "stem.conv.weight"])
-    'head.* (2), stem.conv.weight'
+    >>> summary([f"stem.{i}.weight" for i in range(9)] + ["head.bias"])
+    'stem.* (9), head.bias'
     """
     keys = list(keys)
-    depth = 1
-    groups = _grouped(keys, depth)
+    depth, groups = 1, _grouped(keys, 1)
     while len(finer := _grouped(keys, depth + 1)) <= _GROUPS and finer != groups:
-        groups, depth = finer, depth + 1
-    shown = [
-        key if count == 1 and key in keys else f"{key}.* ({count})"
-        for key, count in groups.most_common(_GROUPS)
-    ]
+        depth, groups = depth + 1, finer
+    shown = sorted(groups.items(), key=lambda group: len(group[1]), reverse=True)[:_GROUPS]
+    text = ", ".join(own[0] if len(own) == 1 else f"{start}.* ({len(own)})" for start, own in shown)
     rest = len(groups) - len(shown)
-    return ", ".join(shown) + (f" and {rest} more groups" if rest > 0 else "")
+    return f"{text} and {rest} more groups" if rest else text
 
 
-def _grouped(keys: list[str], depth: int) -> Counter[str]:
-    return Counter(".".join(parts[:depth]) if len(parts := key.split(".")) > depth else key for key in keys)
+def _grouped(keys: list[str], depth: int) -> dict[str, list[str]]:
+    """The keys by their first ``depth`` parts, by themselves where they have no more."""
+    groups: defaultdict[str, list[str]] = defaultdict(list)
+    for key in keys:
+        groups[".".join(key.split(".")[:depth])].append(key)
+    return dict(groups)
