@@ -168,7 +168,7 @@ def onnx_sum(*data_0: Argument) -> Record:
     values = [part for part in data_0 if isinstance(part, Operand)]
     if len(values) < len(data_0):
         offsets = [part for part in data_0 if isinstance(part, Tensor)]
-        if len(values) > 1:
+        if len(values) != 1:
             raise NotLinear(f"a sum of {len(values)} values and {len(offsets)} constants in one op")
         return combined(values[0], sum(offsets[1:], offsets[0]), 1, 1)
     if any(value.shape != values[0].shape for value in values):

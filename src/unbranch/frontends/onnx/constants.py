@@ -1,5 +1,6 @@
 """Values that no input's data reaches: initializers, constants, and what is computed from them or from sizes."""
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -7,6 +8,8 @@ from typing import Any
 import numpy as np
 import onnx.reference.ops
 import onnx_ir as ir
+import torch
+from torch import Tensor
 
 STANDARD = ("", "ai.onnx")
 """The names of ONNX's own domain."""
@@ -63,6 +66,7 @@ class Free:
     fixed: set[ir.Value] = field(default_factory=set)
     idle: set[ir.Node] = field(default_factory=set)
     known: dict[ir.Value, np.ndarray | None] = field(default_factory=dict)
+    tensors: dict[ir.Value, Tensor | None] = field(default_factory=dict)
 
     def is_free(self, node: ir.Node) -> bool:
         """All that the node computes is free."""
@@ -202,3 +206,17 @@ def _is_modest(node: ir.Node, given: list[np.ndarray | None]) -> bool:
     last = given[-1]
     count = 1 if last is None else float(np.prod(last.astype(np.float64)))
     return count * (given[0].size if node.op_type == "Tile" and given[0] is not None else 1) <= MOST_MADE
+
+
+def to_torch(array: np.ndarray | None) -> Tensor | None:
+    """The same numbers as a tensor, memory shared where that is possible; nothing writes to it. None for types without a counterpart."""
+    if array is None or not array.dtype.isnative:
+        return None
+    if array.dtype.name == "bfloat16":
+        whole = to_torch(array.view(np.int16))
+        return None if whole is None else whole.view(torch.bfloat16)
+    if array.dtype.kind not in "fiub":
+        return None
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(np.ascontiguousarray(array).reshape(array.shape))

@@ -1,11 +1,9 @@
 """An ONNX graph, at one set of stand-ins, as the neutral graph that the planner knows."""
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 import torch
 from torch import Tensor
@@ -114,7 +112,7 @@ def _argument(reading: Reading, value: ir.Value | None, sweep: Sweep) -> Operand
     if value is None:
         return None
     if value in sweep.free.values:
-        return to_torch(sweep.array(value))
+        return sweep.tensor(value)
     return reading.numbers.get(value)
 
 
@@ -134,20 +132,6 @@ def _attributes(node: ir.Node, opset: int) -> dict[str, Any]:
     if node.op_type == "Split" and version < 18:
         given["num_outputs"] = len(node.outputs)
     return given
-
-
-def to_torch(array: np.ndarray | None) -> Tensor | None:
-    """The same numbers as a tensor, memory shared where that is possible; nothing writes to it. None for types without a counterpart."""
-    if array is None or not array.dtype.isnative:
-        return None
-    if array.dtype.name == "bfloat16":
-        whole = to_torch(array.view(np.int16))
-        return None if whole is None else whole.view(torch.bfloat16)
-    if array.dtype.kind not in "fiub":
-        return None
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return torch.from_numpy(np.ascontiguousarray(array).reshape(array.shape))
 
 
 def captured(node: ir.Node) -> list[ir.Value]:

@@ -14,9 +14,8 @@ from onnx.reference import ReferenceEvaluator
 from onnxruntime.capi import onnxruntime_pybind11_state as states  # pyright: ignore[reportAttributeAccessIssue]
 from torch import Tensor
 
-from unbranch.frontends.onnx.constants import REFERENCE_ERRORS, subgraphs_of
+from unbranch.frontends.onnx.constants import REFERENCE_ERRORS, subgraphs_of, to_torch
 from unbranch.frontends.onnx.files import save_onnx
-from unbranch.frontends.onnx.reading import to_torch
 
 RUN_ERRORS = (
     *REFERENCE_ERRORS,

@@ -6,11 +6,12 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 from onnx import shape_inference
+from torch import Tensor
 
-from unbranch.frontends.onnx.constants import Evaluator, Free, is_standard
+from unbranch.frontends.onnx.constants import Evaluator, Free, is_standard, to_torch
 from unbranch.frontends.onnx.standins import StandIns
 
-_MOST_DATA = 1024
+_MOST_DATA = {ir.DataType.INT64: 1024, ir.DataType.INT32: 1024, ir.DataType.FLOAT: 8}
 """Free inputs of at most so many elements are shown to shape inference: sizes, axes, scales."""
 
 
@@ -32,6 +33,7 @@ class Sweep:
         self.numbers, self.free, self.likely = numbers, free, likely
         self.shapes: dict[ir.Value, tuple[int, ...] | None] = {}
         self.types: dict[ir.Value, onnx.TypeProto] = {}
+        self.tensors: dict[ir.Value, Tensor | None] = {}
         opset = model.opset_imports[""]
         self.evaluator = Evaluator(free, opset, self.shape_of, self.dtype_of)
         self.imports = [
@@ -66,6 +68,13 @@ class Sweep:
     def array(self, value: ir.Value) -> np.ndarray | None:
         """The numbers of a free value."""
         return self.evaluator.array(value)
+
+    def tensor(self, value: ir.Value) -> Tensor | None:
+        """The numbers of a free value as a tensor; None where it has no counterpart."""
+        memo = self.free.tensors if value in self.free.fixed else self.tensors
+        if value not in memo:
+            memo[value] = to_torch(self.array(value))
+        return memo[value]
 
     def _set(self, value: ir.Value, kind: onnx.TypeProto | None) -> None:
         shape = None
@@ -102,12 +111,10 @@ class Sweep:
                 if dtype is None or shape is None:
                     continue
                 types[value.name] = onnx.helper.make_tensor_type_proto(int(dtype), list(shape))
-                if len(shape) <= 1 and np.prod(shape) <= _MOST_DATA and dtype != ir.DataType.STRING:
+                if len(shape) <= 1 and np.prod(shape) <= _MOST_DATA.get(dtype, -1):
                     array = self.array(value)
                     if array is not None:
-                        data[value.name] = ir.serde.serialize_tensor(
-                            ir.tensor(array, dtype=dtype, name=value.name)
-                        )
+                        data[value.name] = onnx.numpy_helper.from_array(array, value.name)
             elif value in self.types:
                 types[value.name] = self.types[value]
         try:
