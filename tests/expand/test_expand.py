@@ -10,9 +10,7 @@ from torch.optim.swa_utils import AveragedModel
 
 import unbranch
 from tests.support import fold_error, randomize
-from unbranch.expand import Expanded, calibrate, expand, expand_, parameter_groups
-
-RECIPES = ("repvgg", "mobileone")
+from unbranch.expand import RECIPES, Expanded, calibrate, expand, expand_, parameter_groups
 
 
 class Net(nn.Module):

@@ -146,6 +146,13 @@ class ConvSpec:
         )
         return layers
 
+    def unpadded(self, *, bias: bool = False) -> nn.Module:
+        """The spec's convolution for an input that has its border already."""
+        make = CONVOLUTIONS[self.dims]
+        return make(
+            self.in_channels, self.out_channels, self.kernel, self.stride, 0, self.dilation, self.groups, bias
+        )
+
     def conv_norm(self, kernel_size: Axes | None = None) -> nn.Sequential:
         """``Sequential(pad?, conv, norm)``: the usual branch."""
         return nn.Sequential(OrderedDict(self.conv(kernel_size), norm=self.norm(self.out_channels)))

@@ -4,6 +4,9 @@ from collections.abc import Callable
 from functools import partial
 
 from unbranch.blocks import Branches, ConvSpec
+from unbranch.blocks.acnet import asymmetric
+from unbranch.blocks.dbb import diverse
+from unbranch.blocks.qarepvgg import norm_after_sum
 from unbranch.blocks.repvgg import over_parameterized
 
 Recipe = Callable[[ConvSpec], Branches]
@@ -11,6 +14,9 @@ Recipe = Callable[[ConvSpec], Branches]
 RECIPES: dict[str, Recipe] = {
     "repvgg": partial(over_parameterized, num_branches=1, shortcut="auto"),
     "mobileone": partial(over_parameterized, num_branches=4, shortcut="auto"),
+    "acnet": asymmetric,
+    "dbb": diverse,
+    "qarepvgg": norm_after_sum,
 }
 
 

@@ -16,7 +16,7 @@ class Fact:
 
     ``axis`` is the source's channel axis. ``members`` are the nodes on the way. ``layout`` is set while the elements stand in another
     arrangement than the map's own output, and ``pending`` then lists the nodes that moved them. ``border`` is set while a border
-    is being written.
+    is being written, ``past`` right after, for the writes that say once more what it holds already.
     """
 
     value: int
@@ -28,6 +28,7 @@ class Fact:
     pending: tuple[int, ...] = ()
     layout: Layout | None = None
     border: Border | None = None
+    past: Border | None = None
     parts: tuple["Fact", ...] = ()
     rule: Callable[..., Affine] | None = field(default=None, repr=False)
 

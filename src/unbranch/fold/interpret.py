@@ -149,9 +149,13 @@ def _apply(graph: Graph, record: Record, inputs: list[Fact], node: Node, output:
         if fact.layout is not None and isinstance(record, Reshape | Permute)
         else fact.pending
     )
-    shape = graph.values[output].shape
     return replace(
-        fact, value=output, members=members, shape=shape, pending=() if fact.layout is None else pending
+        fact,
+        value=output,
+        members=members,
+        shape=graph.values[output].shape,
+        pending=() if fact.layout is None else pending,
+        past=fact.past if isinstance(record, Pad | Write) else None,
     )
 
 
@@ -275,7 +279,9 @@ def _padded(graph: Graph, fact: Fact, record: Pad, shape: tuple[int, ...]) -> Fa
         def rule(part: Affine) -> Affine:
             return composing(eye.to(part.weight.device))(part)
 
-        return replace(fact, geometry=compose_geometry(fact.geometry, eye.geometry), parts=(fact,), rule=rule)
+        geometry = compose_geometry(fact.geometry, eye.geometry)
+        past = None if cropped else Border.filled(pads, value)
+        return replace(fact, geometry=geometry, parts=(fact,), rule=rule, past=past)
     if any(side < 0 for pair in pads for side in pair):
         raise NotLinear(f"padding {pads}, which crops and fills")
     return _closed(
@@ -285,16 +291,19 @@ def _padded(graph: Graph, fact: Fact, record: Pad, shape: tuple[int, ...]) -> Fa
 
 def _written(graph: Graph, fact: Fact, record: Write, shape: tuple[int, ...]) -> Fact:
     """One more slab of a border."""
-    if fact.border is None:
+    known = fact.border or fact.past
+    if known is None:
         raise NotLinear("a write into a value that has no border")
     layout = fact.layout or Layout.original(shape)
     axis = layout.origin_of(record.axis)
     if axis is None or axis < 2:
         raise NotLinear(f"a write along axis {record.axis}, which is not spatial")
     value = per_channel(record.value, shape, layout.index_of(fact.axis))
-    border = fact.border.write(axis - 2, record.start, record.stop, shape[record.axis], value)
+    border = known.write(axis - 2, record.start, record.stop, shape[record.axis], value)
     inner = fact.parts[0]
-    return _closed(graph, replace(fact, border=border), inner)
+    return _closed(
+        graph, replace(fact, border=border, past=None, geometry=inner.geometry, rule=unchanged), inner
+    )
 
 
 def _closed(graph: Graph, fact: Fact, inner: Fact) -> Fact:
@@ -316,4 +325,4 @@ def _closed(graph: Graph, fact: Fact, inner: Fact) -> Fact:
         return padding_with_bias(eye.to(part.weight.device))(part)
 
     geometry = replace(unbiased, biased=inner.geometry.biased)
-    return replace(fact, geometry=geometry, border=None, parts=(inner,), rule=rule)
+    return replace(fact, geometry=geometry, border=None, past=fact.border, parts=(inner,), rule=rule)

@@ -98,7 +98,7 @@ class Report:
         }
 
 
-def _big(number: float) -> str:
+def _big(number: int | float) -> str:
     for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if number >= size:
             return f"{number / size:.3g} {unit}"

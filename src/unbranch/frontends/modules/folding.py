@@ -1,6 +1,5 @@
 """Fold a module: record it, plan on the recording, place what the plan chose."""
 
-import copy
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from unbranch.frontends.modules.inputs import ExampleInputs, arguments, guesses
 from unbranch.frontends.modules.recorder import Recording, record
 from unbranch.frontends.modules.rewriting import TRACING_ERRORS, Rewriter
 from unbranch.frontends.modules.sites import Finder, Signature, Site
+from unbranch.frontends.modules.trees import copied
 from unbranch.frontends.modules.writing import write
 from unbranch.ops import Map
 
@@ -213,7 +213,7 @@ def reparameterize_copy(
     inner, wrapper = unwrap(model)
     check_foldable(inner)
     notes = [f"unwrapped from {wrapper}"] if wrapper else []
-    folding = prepare(copy.deepcopy(inner), example_inputs, notes=notes, **options)
+    folding = prepare(copied(inner), example_inputs, notes=notes, **options)
     report = folding.report(applied=True)
     return folding.apply(), report
 

@@ -74,6 +74,20 @@ class Frame:
             yield frame
             frame = frame.parent
 
+    def up_to(self, top: "Frame") -> Iterator["Frame"]:
+        """Itself, its caller, and so on to ``top``."""
+        for frame in self.ancestors():
+            yield frame
+            if frame is top:
+                break
+
+    def calls_within(self) -> Iterator["Frame"]:
+        """The calls that it made, and those that they made."""
+        for event in self.events:
+            if isinstance(event, Frame):
+                yield event
+                yield from event.calls_within()
+
     def contains(self, nodes: frozenset[int]) -> bool:
         """All of ``nodes`` ran within the call."""
         return all(node in self.nodes for node in nodes)

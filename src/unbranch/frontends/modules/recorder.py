@@ -195,9 +195,14 @@ class Recorder:
         with unseen():
             self._entered(module, args)
 
-    def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+    def _leave(self, module: nn.Module, args: Any, *rest: Any) -> None:
+        """``rest`` is the arguments by name and the output, or less where the forward raised."""
         frame = self.stack.pop()
         frame.last = len(self.recording.graph.nodes)
+        if len(rest) == 2:
+            self._left(frame, *rest)
+
+    def _left(self, frame: Frame, kwargs: Any, output: Any) -> None:
         frame.named = bool(kwargs)
         with unseen():
             frame.outputs = self.values_in(output)

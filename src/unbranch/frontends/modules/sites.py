@@ -4,7 +4,7 @@ The first that applies: a *chain* swaps member layers and touches no container; 
 modules before and after it, becomes the convolution, alone or in a sequence; otherwise the module's own forward is traced and rewritten.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -114,7 +114,7 @@ class Finder:
 
     def _given(self, fact: Fact, top: Frame) -> tuple[Any, ...]:
         """What the region's calls were given beside the network's values: two calls that differ in it do not fold alike."""
-        frames = {id(f): f for node in sorted(fact.members) for f in _up_to(self.recording.frames[node], top)}
+        frames = {id(f): f for node in sorted(fact.members) for f in self.recording.frames[node].up_to(top)}
         return tuple(
             item if isinstance(item, int | float | str) else id(item)
             for frame in frames.values()
@@ -165,7 +165,7 @@ class Finder:
         if self.trusting:
             return
         for frame in frames:
-            for inner in _up_to(frame, top):
+            for inner in frame.up_to(top):
                 if inner.doubts:
                     raise NotLinear(f"{inner.path or 'the root module'}: {', '.join(inner.doubts)}")
 
@@ -209,14 +209,19 @@ class Finder:
                 groups[-1][1].append(node)
             else:
                 groups.append((frames[node], [node]))
-        steps = [self._step(frame, nodes, fact, top) for frame, nodes in groups]
-        if len({id(step.frame) for step in steps}) < len(steps):
+        if len({id(frame) for frame, _ in groups}) < len(groups):
             raise NotLinear("it enters a module twice")
         anchor = self._anchor([nodes for _, nodes in groups])
+        in_place = self._fits_in_place(*groups[anchor], fact, top)
+        steps = [
+            Step(frame, (), (), nodes[0])
+            if in_place and position == anchor
+            else self._step(frame, nodes, fact, top)
+            for position, (frame, nodes) in enumerate(groups)
+        ]
         linear = isinstance(graph.nodes[groups[anchor][1][0]].records[0], Linear) or fact.geometry.rank == 0
         check_emittable(fact.geometry, linear)
         self._check_untouched(fact, groups[anchor][1][0])
-        in_place = self._fits_in_place(steps[anchor], groups[anchor][1], fact)
         for position, step in enumerate(steps):
             if position != anchor or not in_place:
                 self._check_references(step.frame.module)
@@ -251,19 +256,26 @@ class Finder:
                     return position
         return 0
 
-    def _fits_in_place(self, step: Step, nodes: list[int], fact: Fact) -> bool:
-        """The layer that is there has the very shape that the folded one has, and its weight is its own parameter."""
-        module = step.frame.module
-        record = self.recording.graph.nodes[nodes[0]].records[0]
-        if len(nodes) != 1 or step.before or step.after or not isinstance(record, Convolution | Linear):
+    def _fits_in_place(self, frame: Frame, nodes: list[int], fact: Fact, top: Frame) -> bool:
+        """The layer that is there has the very shape that the folded one has, and its weight is its own parameter.
+
+        A layer of somebody's own may do more before its op, such as padding by the size, which nothing may be folded across.
+        """
+        module, node = frame.module, self.recording.graph.nodes[nodes[0]]
+        record = node.records[0]
+        if frame is top or len(nodes) != 1 or not isinstance(record, Convolution | Linear):
+            return False
+        alone = nodes[0] == min(fact.members) if not frame.is_torch else len(frame.nodes) == 1
+        if not alone or frame.outputs != node.outputs or not frame.simple:
             return False
         if (
             module._parameters.get("weight") is not record.weight
             or module._parameters.get("bias") is not record.bias
         ):
             return False
-        if not step.frame.is_torch and not ends_in_own_layer(module, self._shape_given(step.frame)):
+        if not frame.is_torch and not ends_in_own_layer(module, self._shape_given(frame)):
             return False
+        self._check_parameters(module, set())
         own = record.affine(0).lift(fact.geometry.rank).geometry
         same = (own.kernel, own.stride, own.padding, own.dilation, own.groups, own.transposed)
         g = fact.geometry
@@ -303,7 +315,7 @@ class Finder:
             raise NotLinear("its value leaves in another arrangement")
         if top.is_torch:
             raise NotLinear(f"{top.path} is torch's own {type(top.module).__name__}")
-        if any(inner.is_hooked for inner in _calls_within(top)) or top.is_hooked:
+        if any(inner.is_hooked for inner in top.calls_within()) or top.is_hooked:
             raise NotLinear(f"{top.path or 'the root module'} holds modules with forward hooks")
         self._check_references(top.module)
         linear = fact.geometry.rank == 0
@@ -312,25 +324,10 @@ class Finder:
         return Site("graph", fact, top, (Step(top, (), (), min(fact.members)),), 0, linear)
 
 
-def _up_to(frame: Frame, top: Frame) -> Iterator[Frame]:
-    """The calls around a node, from the innermost to ``top``."""
-    for call in frame.ancestors():
-        yield call
-        if call is top:
-            break
-
-
 def _tensors_of(module: nn.Module) -> list[Tensor]:
     """The parameters and buffers that a module itself owns."""
     own = [*module._parameters.values(), *module._buffers.values()]
     return [tensor for tensor in own if tensor is not None]
-
-
-def _calls_within(frame: Frame) -> Iterator[Frame]:
-    for event in frame.events:
-        if isinstance(event, Frame):
-            yield event
-            yield from _calls_within(event)
 
 
 def remainder(frame: Frame, fact: Fact, recording: Recording) -> tuple[tuple[Frame, ...], tuple[Frame, ...]]:
@@ -347,7 +344,11 @@ def remainder(frame: Frame, fact: Fact, recording: Recording) -> tuple[tuple[Fra
     entered = False
     inside: list[int] = []
     for event in frame.events:
-        nodes = [event] if isinstance(event, int) else list(event.nodes)
+        nodes = [
+            n for n in ([event] if isinstance(event, int) else event.nodes) if n not in recording.graph.unread
+        ]
+        if isinstance(event, int) and not nodes:
+            continue
         mine = [node for node in nodes if node in fact.members]
         if isinstance(event, Frame) and not nodes:
             if event.inputs != event.outputs:

@@ -1,5 +1,6 @@
 """Nested arguments and results: what they hold, whatever containers and plain objects it lies in."""
 
+import copy
 from collections.abc import Callable, Iterator
 from functools import partial
 from types import MethodType
@@ -75,3 +76,14 @@ def _modules_in(tree: Any, depth: int = 4) -> Iterator[nn.Module]:
     elif depth and isinstance(tree, dict | list | tuple | set):
         for item in tree.values() if isinstance(tree, dict) else tree:
             yield from _modules_in(item, depth - 1)
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """A deep copy. A weight that a hook computed, which torch refuses to copy, is a constant until the hook runs again."""
+    computed = {
+        id(value): value.detach().clone()
+        for module in model.modules()
+        for value in vars(module).values()
+        if isinstance(value, Tensor) and value.grad_fn is not None
+    }
+    return copy.deepcopy(model, computed)

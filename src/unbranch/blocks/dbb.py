@@ -1,0 +1,56 @@
+"""The Diverse Branch Block."""
+
+from collections import OrderedDict
+from dataclasses import replace
+from typing import Unpack
+
+from torch import nn
+
+from unbranch.blocks.block import Block, BlockOptions, Sum
+from unbranch.blocks.border import bordered
+from unbranch.blocks.spec import Axes, ConvSpec
+
+POOLS = {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d}
+
+
+def diverse(spec: ConvSpec) -> Sum:
+    """kxk, 1x1, 1x1 -> kxk and 1x1 -> average pool, each with its norms; a kernel of one tap keeps the first two."""
+    branches: dict[str, nn.Module] = {"dense": spec.conv_norm(), "pointwise": spec.conv_norm(1)}
+    if spec.is_pointwise:
+        return Sum(branches)
+    if spec.padding_mode != "zeros":
+        raise ValueError(
+            f"padding_mode={spec.padding_mode!r}: the borders of a diverse branch block hold a constant"
+        )
+    inner = replace(spec, out_channels=spec.in_channels, stride=(1,) * spec.dims)
+    squeezed = OrderedDict(conv=spec.unpadded(), norm=spec.norm(spec.out_channels))
+    branches["squeezed"] = bordered(spec, inner.conv_norm(1), squeezed)
+    if all(d == 1 for d in spec.dilation):
+        outer = replace(spec, stride=(1,) * spec.dims)
+        pool = OrderedDict(pool=POOLS[spec.dims](spec.kernel, spec.stride), norm=spec.norm(spec.out_channels))
+        branches["averaged"] = bordered(spec, outer.conv_norm(1), pool)
+    return Sum(branches)
+
+
+class DiverseBranchBlock(Block):
+    """y = act(norm(w_k * x) + norm(w_1 * x) + norm(w' * pad(norm(w_1' * x))) + norm(mean(pad(norm(w_1'' * x)))))
+
+    (Ding et al., Diverse Branch Block, CVPR 2021, arXiv:2103.13425). Where one layer follows another the border between them holds
+    what the first makes of zeros. A dilated block goes without the average.
+
+    Shapes: (N, in_channels, *size) -> (N, out_channels, *ceil(size / stride)).
+    Raises ValueError for a padding mode other than zeros and for whatever makes no convolution.
+
+    >>> DiverseBranchBlock(4, 8)(torch.ones(1, 4, 7, 5)).shape
+    torch.Size([1, 8, 7, 5])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Axes = 3,
+        stride: Axes = 1,
+        **options: Unpack[BlockOptions],
+    ) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, stride, diverse, **options)

@@ -1,0 +1,124 @@
+"""Edge-oriented and bottleneck blocks of super-resolution networks."""
+
+from collections import OrderedDict
+from dataclasses import replace
+from typing import Unpack, no_type_check
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from unbranch.blocks.block import Block, BlockOptions, Sum
+from unbranch.blocks.border import bordered
+from unbranch.blocks.spec import Axes, ConvSpec
+
+FILTERS = {
+    "sobel_x": ((1, 0, -1), (2, 0, -2), (1, 0, -1)),
+    "sobel_y": ((1, 2, 1), (0, 0, 0), (-1, -2, -1)),
+    "laplacian": ((0, 1, 0), (1, -4, 1), (0, 1, 0)),
+}
+
+
+class ScaledFilter(nn.Module):
+    """y_c = s_c (f * x_c) + b_c: a fixed 3x3 filter on each channel, with a learnt scale and bias; not padded."""
+
+    filter: Tensor
+
+    def __init__(self, channels: int, taps: tuple[tuple[int, ...], ...], stride: tuple[int, ...]) -> None:
+        super().__init__()
+        self.register_buffer("filter", torch.tensor(taps, dtype=torch.get_default_dtype()), persistent=False)
+        self.scale = nn.Parameter(torch.randn(channels, 1, 1, 1) * 1e-3)
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.stride = stride
+
+    @no_type_check  # a recording would take the check's reading of sizes for ours
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h2 w2"]:
+        """Filter."""
+        return nn.functional.conv2d(
+            x, self.scale * self.filter, self.bias, self.stride, groups=self.scale.shape[0]
+        )
+
+
+def edge_oriented(spec: ConvSpec, widen: float) -> Sum:
+    """3x3, 1x1 -> 3x3, and 1x1 -> Sobel and Laplacian filters, none with a norm."""
+    if spec.kernel != (3, 3) or spec.groups != 1 or spec.dilation != (1, 1) or spec.padding_mode != "zeros":
+        raise ValueError(
+            f"an edge-oriented block is 3x3, undivided, undilated and pads with zeros, got {spec}"
+        )
+    middle = max(1, round(widen * spec.out_channels))
+    inner = replace(spec, out_channels=middle, stride=(1, 1))
+    outer = replace(spec, stride=(1, 1))
+    branches: dict[str, nn.Module] = {"dense": nn.Sequential(spec.conv(bias=True))}
+    after = OrderedDict(conv=replace(spec, in_channels=middle).unpadded(bias=True))
+    branches["widened"] = bordered(spec, nn.Sequential(inner.conv(1, bias=True)), after)
+    for name, taps in FILTERS.items():
+        first = nn.Sequential(outer.conv(1, bias=True))
+        branches[name] = bordered(
+            spec, first, OrderedDict(filter=ScaledFilter(spec.out_channels, taps, spec.stride))
+        )
+    return Sum(branches)
+
+
+def linear_bottleneck(spec: ConvSpec, widen: float) -> Sum:
+    """1x1 -> kxk -> 1x1 with the border between them filled, and the input where channels and size stay."""
+    if spec.groups != 1 or spec.padding_mode != "zeros":
+        raise ValueError(f"a linear bottleneck is undivided and pads with zeros, got {spec}")
+    middle = max(1, round(widen * spec.in_channels))
+    inner = replace(spec, out_channels=middle, stride=(1,) * spec.dims)
+    kxk = replace(spec, in_channels=middle, out_channels=middle).unpadded(bias=True)
+    narrow = replace(spec, in_channels=middle, stride=(1,) * spec.dims).conv(1, bias=True)["conv"]
+    rest = OrderedDict(conv=kxk, narrow=narrow)
+    branches: dict[str, nn.Module] = {
+        "bottleneck": bordered(spec, nn.Sequential(inner.conv(1, bias=True)), rest)
+    }
+    if spec.keeps_shape:
+        branches["shortcut"] = nn.Identity()
+    return Sum(branches)
+
+
+class EdgeOrientedBlock(Block):
+    """y = act(w_3 * x + w_3' * pad(w_1 * x) + sum_f s_f (f * pad(w_f * x)) + b)  (Zhang et al., ECBSR, ACM MM 2021).
+
+    Shapes: (N, in_channels, h, w) -> (N, out_channels, *ceil(size / stride)). Raises ValueError for anything but an undivided 3x3.
+
+    >>> EdgeOrientedBlock(4, 8)(torch.ones(1, 4, 7, 5)).shape
+    torch.Size([1, 8, 7, 5])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        stride: Axes = 1,
+        *,
+        widen: float = 2.0,
+        **options: Unpack[BlockOptions],
+    ) -> None:
+        super().__init__(
+            in_channels, out_channels, 3, stride, lambda spec: edge_oriented(spec, widen), **options
+        )
+
+
+class LinearBottleneck(Block):
+    """y = act(w_1' * w_k * pad(w_1 * x) + x)  (Bhardwaj et al., SESR, MLSys 2022, arXiv:2103.09404).
+
+    Shapes: (N, in_channels, *size) -> (N, out_channels, *ceil(size / stride)). Raises ValueError for groups and padding modes.
+
+    >>> LinearBottleneck(4, 8)(torch.ones(1, 4, 7, 5)).shape
+    torch.Size([1, 8, 7, 5])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Axes = 3,
+        stride: Axes = 1,
+        *,
+        widen: float = 4.0,
+        **options: Unpack[BlockOptions],
+    ) -> None:
+        def recipe(spec: ConvSpec) -> Sum:
+            return linear_bottleneck(spec, widen)
+
+        super().__init__(in_channels, out_channels, kernel_size, stride, recipe, **options)

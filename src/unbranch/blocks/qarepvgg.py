@@ -1,0 +1,39 @@
+"""QARepVGG's block."""
+
+from typing import Unpack
+
+from torch import nn
+
+from unbranch.blocks.block import Block, BlockOptions, Sum
+from unbranch.blocks.spec import Axes, ConvSpec
+
+
+def norm_after_sum(spec: ConvSpec) -> Sum:
+    """kxk with a norm, 1x1 and the input without, and one norm for the sum: what survives quantization."""
+    branches: dict[str, nn.Module] = {"dense": spec.conv_norm()}
+    if not spec.is_pointwise:
+        branches["pointwise"] = nn.Sequential(spec.conv(1))
+    if spec.keeps_shape:
+        branches["shortcut"] = nn.Identity()
+    return Sum(branches, spec.norm(spec.out_channels))
+
+
+class QARepVGGBlock(Block):
+    """y = act(norm(norm(w_k * x) + w_1 * x + x))  (Chu et al., QARepVGG, AAAI 2024, arXiv:2212.01593).
+
+    Shapes: (N, in_channels, *size) -> (N, out_channels, *ceil(size / stride)).
+    Raises ValueError for whatever makes no convolution.
+
+    >>> QARepVGGBlock(4, 8, stride=2)(torch.ones(1, 4, 7, 5)).shape
+    torch.Size([1, 8, 4, 3])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Axes = 3,
+        stride: Axes = 1,
+        **options: Unpack[BlockOptions],
+    ) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, stride, norm_after_sum, **options)
