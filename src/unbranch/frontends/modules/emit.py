@@ -87,6 +87,7 @@ def emit(affine: Affine, dtype: torch.dtype, like: Tensor | None = None, linear:
         )
     else:
         padding = native_padding(g)
+        padding = None if padding == "same" else padding  # torch pads a copy for it too, and warns of that
         layer = _CONVOLUTIONS[g.rank](
             g.in_channels,
             g.out_channels,
