@@ -43,13 +43,21 @@ def meaning(record: Record, operands: Sequence[Tensor]) -> Tensor:
         case Identity():
             value = x
         case Pad(pads):
-            value = F.pad(x, [side for pair in reversed(pads) for side in pair], value=float(record.value))
+            value = _padded(record, [side for pair in reversed(pads) for side in pair], x)
         case Write(axis, start, stop, slab):
             value = x.clone()
             value[(slice(None),) * axis + (slice(start, stop),)] = slab.to(x)
         case _:
             raise AssertionError(f"no meaning for {type(record).__name__}")
     return value
+
+
+def _padded(record: Pad, sides: list[int], x: Tensor) -> Tensor:
+    if not isinstance(record.value, Tensor):
+        return F.pad(x, sides, value=float(record.value))
+    fill = record.value[tuple(slice(None) if axis == 1 else slice(0, 1) for axis in range(x.ndim))]
+    inside = F.pad(torch.ones_like(x, dtype=torch.bool), sides, value=False)
+    return torch.where(inside, F.pad(x, sides), fill)
 
 
 def _mapped(record: Map, x: Tensor) -> Tensor:
