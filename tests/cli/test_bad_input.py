@@ -20,6 +20,7 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "missing.py").write_text("import a_module_that_nobody_wrote\n")
     (tmp_path / "text.pth").write_text("not a checkpoint\n")
     (tmp_path / "text.pt2").write_text("not a program\n")
+    (tmp_path / "text.onnx").write_text("not a model\n")
     save_file({"other.weight": torch.zeros(3)}, tmp_path / "other.safetensors")
     whole = tmp_path / "whole.pth"
     torch.save({"0.weight": torch.zeros(400)}, whole)
@@ -55,6 +56,7 @@ def refused(folder: Path, *arguments: str) -> str:
         ("@models.py:fails", "could not be built: KeyError: 'width'"),
         ("@absent.pt2", "there is no such file"),
         ("@text.pt2", "no .pt2 file"),
+        ("@text.onnx", "no ONNX model"),
     ],
 )
 def test_model(folder: Path, spec: str, says: str) -> None:

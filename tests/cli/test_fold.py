@@ -13,6 +13,7 @@ from tests.support import randomize
 from unbranch.blocks import RepVGGBlock
 from unbranch.cli import app
 from unbranch.cli.errors import FAILED, WRONG_INPUT
+from unbranch.deploy.onnx_file import export_onnx, open_session
 from unbranch.deploy.weights import save_weights
 from unbranch.fold.certificate import fold_error
 
@@ -112,7 +113,7 @@ def test_json_is_all_that_stdout_holds(models: Path, weights: Path, tmp_path: Pa
 def test_writes_onnx_that_was_run_against_torch(models: Path, weights: Path, tmp_path: Path) -> None:
     target = tmp_path / "folded.onnx"
     out, _ = run("reparameterize", f"{models}:branched", "-w", weights, "-o", target, "--input-size", 20)
-    assert "in ONNX Runtime" in out
+    assert "(ONNX)" in out
     assert target.is_file()
     assert [path.name for path in tmp_path.iterdir() if "part" in path.name] == []
 
@@ -185,8 +186,19 @@ def test_a_network_without_weights_is_the_same_each_time(models: Path, tmp_path:
     run("verify", f"{models}:branched", target)
 
 
+class Named(nn.Module):
+    """Two blocks whose input has a name of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(RepVGGBlock(3, 8, stride=2), RepVGGBlock(8, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.blocks(x)
+
+
 def test_an_exported_program_is_folded_as_a_file(tmp_path: Path, generator: torch.Generator) -> None:
-    model = nn.Sequential(RepVGGBlock(3, 8, stride=2), RepVGGBlock(8, 8)).eval()
+    model = Named().eval()
     x = torch.randn(1, 3, 21, 23, generator=generator)
     randomize(model, generator, x)
     source, target = tmp_path / "model.pt2", tmp_path / "folded.pt2"
@@ -196,6 +208,46 @@ def test_an_exported_program_is_folded_as_a_file(tmp_path: Path, generator: torc
     with torch.no_grad():
         assert fold_error(torch.export.load(target).module()(x), model(x)) <= 1e-5
     assert "equal" in run("verify", source, target)[0]
+    for options in (["-o", tmp_path / "x.safetensors"], ["--trust", "observed"], ["-w", target]):
+        run("reparameterize", source, *options, code=WRONG_INPUT)
+
+
+def test_an_onnx_model_is_folded_as_a_file(tmp_path: Path, generator: torch.Generator) -> None:
+    model = Named().eval()
+    x = torch.randn(1, 3, 21, 23, generator=generator)
+    randomize(model, generator, x)
+    source, target, odd = tmp_path / "model.onnx", tmp_path / "folded.onnx", tmp_path / "odd.onnx"
+    export_onnx(model, (x,), source)
+    out, _ = run("reparameterize", source, "-o", target)
+    assert "folded 2 places" in out
+    assert "equal" in out
+    found = open_session(target).run(None, {"input": x.numpy()})[0]
+    with torch.no_grad():
+        assert fold_error(torch.from_numpy(found), model(x)) <= 1e-5
+    assert "equal" in run("verify", source, target, "--batch", "2")[0]
+    with torch.no_grad():
+        next(model.parameters()).add_(0.01)
+    export_onnx(model, (x,), odd)
+    assert "NOT EQUAL" in run("verify", source, odd, code=FAILED)[0]
+    assert "would fold 2 places" in run("explain", source)[0]
+    for options in (["-o", tmp_path / "x.safetensors"], ["--trust", "observed"], ["-w", target]):
+        run("reparameterize", source, *options, code=WRONG_INPUT)
+
+
+def test_bench_times_every_form_in_its_runtimes(models: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "times.png"
+    quick = ("--pairs", "10", "--seconds", "0", "--input-size", "20")
+    out, err = run("bench", f"{models}:branched", *quick, "--picture", picture)
+    for runtime in ("torch eager", "ONNX Runtime", "OpenVINO"):
+        assert runtime in out
+    assert max(map(len, out.splitlines())) <= 80
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert f"wrote {picture}" in err
+    export_onnx(Named().eval(), (torch.zeros(1, 3, 20, 20),), tmp_path / "model.onnx")
+    data = json.loads(run("bench", tmp_path / "model.onnx", *quick, "--json")[0])
+    assert sorted(data["milliseconds"]) == ["onnxruntime", "openvino"]
+    assert data["milliseconds"]["openvino"]["pairs"] == 10
     assert (
-        "safetensors" in run("reparameterize", source, "-o", tmp_path / "x.safetensors", code=WRONG_INPUT)[1]
+        "torch runs modules"
+        in run("bench", tmp_path / "model.onnx", *quick, "--runtimes", "torch", code=WRONG_INPUT)[1]
     )

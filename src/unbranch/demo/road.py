@@ -64,7 +64,7 @@ def run(
         save_weights(folded, folder / "folded.safetensors", {"form": "deploy"})
         onnx_certificate = export_onnx(folded, (example,), folder / "folded.onnx")
     with stage("timing in torch and ONNX Runtime"):
-        times = benchmark(model, folded, (example,), RUNTIMES, pairs=pairs, seconds=15)
+        times = benchmark(model, folded, (example,), RUNTIMES, pairs=pairs, seconds=15.0)
     outcome = Outcome(
         accuracy(before, digits.test_labels),
         accuracy(after, digits.test_labels),

@@ -64,6 +64,7 @@ def draw_kernels(
                 -0.12, 0.5, sign, transform=above.transAxes, fontsize=22, ha="center", va="center", color=INK
             )
     figure.text(0.04, 0.93, title, fontsize=13, weight="bold", color=INK)
+    _save(figure, target)
 
 
 def _mosaic(part: Float[Tensor, "out in_ k k"]) -> np.ndarray:

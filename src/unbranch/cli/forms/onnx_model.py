@@ -88,11 +88,10 @@ class OnnxNetwork:
         """See `Network`."""
         inputs = list(self._inputs().values())
         with tempfile.TemporaryDirectory() as folder:
-            paths = []
-            for name, network in (("before", self), ("after", _onnx(after))):
-                paths.append(Path(folder) / f"{name}.onnx")
-                save_onnx(network.model, paths[-1])
-            return benchmark(*paths, inputs, runtimes, **options)
+            before, after_path = Path(folder) / "before.onnx", Path(folder) / "after.onnx"
+            save_onnx(self.model, before)
+            save_onnx(_onnx(after).model, after_path)
+            return benchmark(before, after_path, inputs, runtimes, **options)
 
     def _needed(self) -> list[ir.Value]:
         """The inputs that have no default."""
