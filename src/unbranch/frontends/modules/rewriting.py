@@ -70,6 +70,19 @@ class _Tracer(fx.Tracer):
         return iter([obj[i] for i in range(pieces)]) if isinstance(pieces, int) else super().iter(obj)
 
 
+def _writes(node: fx.Node) -> bool:
+    """The node changes a tensor that others may read; by torch's custom its name then ends with an underscore."""
+    name = node.target if isinstance(node.target, str) else node.target.__name__ if callable(node.target) else ""
+    in_place = node.target in (
+        operator.setitem,
+        operator.iadd,
+        operator.isub,
+        operator.imul,
+        operator.itruediv,
+    )
+    return in_place or (name.endswith("_") and not name.endswith("__"))
+
+
 @dataclass(eq=False)
 class Trace:
     """A module's forward as an fx graph, which fx node holds each value of the real call, and which ops each node ran."""
@@ -138,7 +151,7 @@ class Rewriter:
             if trace.ran.get(node) and trace.ran[node] - self.recording.graph.unread <= members:
                 graph.erase_node(node)
         graph.eliminate_dead_code(
-            lambda node: node.op in ("placeholder", "output") or bool(trace.ran.get(node))
+            lambda node: node.op in ("placeholder", "output") or bool(trace.ran.get(node)) or _writes(node)
         )
         graph.lint()
         graph_module.delete_all_unused_submodules()
