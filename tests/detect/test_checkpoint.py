@@ -18,7 +18,11 @@ from unbranch.models.yolov5 import YOLOv5, yolov5
 
 def network() -> YOLOv5:
     made = yolov5(
-        "yolov5n", channels=[8, 8, 16, 24, 32], names=["ä", 'b "c"'], block={"stage2": "repvgg"}, activation="relu"
+        "yolov5n",
+        channels=[8, 8, 16, 24, 32],
+        names=["ä", 'b "c"'],
+        block={"stage2": "repvgg"},
+        activation="relu",
     )
     randomize(made, torch.Generator().manual_seed(2), torch.rand(1, 3, 64, 64))
     with torch.no_grad():
@@ -63,7 +67,9 @@ def test_saving_does_not_touch_the_network(tmp_path: Path) -> None:
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
     save_file({"a": torch.ones(1)}, tmp_path / "other.safetensors")
-    with pytest.raises(InputError, match="not a detector of ours; for an original YOLOv5 checkpoint: unbranch import"):
+    with pytest.raises(
+        InputError, match="not a detector of ours; for an original YOLOv5 checkpoint: unbranch import"
+    ):
         load_model(tmp_path / "other.safetensors")
     with pytest.raises(InputError, match="no such file"):
         load_model(tmp_path / "absent.safetensors")
@@ -113,7 +119,11 @@ except InputError as error:
 def test_a_full_disk_leaves_the_old_file_whole(tmp_path: Path) -> None:
     target = tmp_path / "a.safetensors"
     run = subprocess.run(
-        [sys.executable, "-c", FULL_DISK, str(target)], capture_output=True, text=True, timeout=300, check=True
+        [sys.executable, "-c", FULL_DISK, str(target)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=True,
     )
     assert run.stdout.startswith(f"{target}: cannot be written: ")
     assert run.stdout.count("\n") == 1

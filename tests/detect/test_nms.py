@@ -61,7 +61,7 @@ def by_hand(rows: Tensor, limits: Limits) -> list[list[float]]:
     st.sampled_from([None, (0,), (1, 3)]),
     st.sampled_from([3, 300]),
 )
-def test_suppression_is_its_definition(  # noqa: PLR0917
+def test_suppression_is_its_definition(
     boxes: int,
     classes: int,
     seed: int,

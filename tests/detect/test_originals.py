@@ -21,7 +21,9 @@ NAMES = ("Conv", "Bottleneck", "C3", "SPPF", "Concat", "Detect", "Model")
 
 @pytest.fixture
 def classes() -> Iterator[dict[str, type[nn.Module]]]:
-    """Classes that live in modules `models.common` and `models.yolo`, which are gone when the file is read."""
+    """Classes that live in modules `models.common` and `models.yolo`, which are gone when the file is
+    read.
+    """
     made: dict[str, type[nn.Module]] = {}
     sys.modules["models"] = types.ModuleType("models")
     for module, names in (("models.common", NAMES[:5]), ("models.yolo", NAMES[5:])):
@@ -38,8 +40,15 @@ def forget() -> None:
         sys.modules.pop(module, None)
 
 
+def note(module: nn.Module, **attributes: object) -> None:
+    """Plain attributes, whatever nn.Module thinks of their types: they are pickled with the rest of its dict."""
+    module.__dict__.update(attributes)
+
+
 class Maker:
-    """Our network, laid out and named as the original lays it out; written by hand, not by the reader's own table."""
+    """Our network, laid out and named as the original lays it out; written by hand, not by the reader's own
+    table.
+    """
 
     def __init__(self, classes: dict[str, type[nn.Module]], network: YOLOv5) -> None:
         self.classes = classes
@@ -67,20 +76,19 @@ class Maker:
         for bottleneck in ours.get_submodule("bottlenecks").children():
             cv1, cv2 = (self.conv(bottleneck.get_submodule(key)) for key in ("first", "second"))
             made = self.holder("Bottleneck", cv1=cv1, cv2=cv2)
-            made.add = shortcut  # pyright: ignore[reportAttributeAccessIssue]
+            note(made, add=shortcut)
             row.append(made)
         cv1, cv2, cv3 = (self.conv(ours.get_submodule(key)) for key in ("main", "bypass", "merge"))
         return self.holder("C3", cv1=cv1, cv2=cv2, cv3=cv3, m=row)
 
     def put(self, layer: nn.Module, source: int | list[int] = -1) -> int:
-        layer.i = len(self.layers)  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
-        layer.f = source  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
+        note(layer, i=len(self.layers), f=source)
         self.layers.append(layer)
         return len(self.layers) - 1
 
     def joined(self, source: list[int]) -> None:
         concat = self.classes["Concat"]()
-        concat.d = 1  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
+        note(concat, d=1)
         self.put(concat, source)
 
     def model(self) -> nn.Module:
@@ -88,14 +96,17 @@ class Maker:
         self.put(self.conv(backbone.get_submodule("stem")))
         stages = []
         for shrink, stage in zip(
-            backbone.get_submodule("shrink").children(), backbone.get_submodule("stages").children(), strict=True
+            backbone.get_submodule("shrink").children(),
+            backbone.get_submodule("stages").children(),
+            strict=True,
         ):
             self.put(self.conv(shrink))
             stages.append(self.put(self.c3(stage, shortcut=True)))
         pool = backbone.get_submodule("pool")
         cv1, cv2 = (self.conv(pool.get_submodule(key)) for key in ("reduce", "merge"))
         self.put(self.holder("SPPF", cv1=cv1, cv2=cv2, m=pool.get_submodule("pool")))
-        reduced = []
+        reduced: list[int] = []
+        heads: list[int] = []
         for level, (reduce, stage) in enumerate(zip(neck.reduce, neck.downward, strict=True)):
             reduced.append(self.put(self.conv(reduce)))
             self.put(nn.Upsample(scale_factor=2, mode="nearest"))
@@ -110,8 +121,7 @@ class Maker:
         head.register_buffer("anchors", self.network.detect.anchors / strides.view(-1, 1, 1))
         self.put(head, heads)
         model = self.holder("Model", model=nn.Sequential(*self.layers))
-        model.names = list(self.network.names)  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
-        model.stride = strides.clone()
+        note(model, names=list(self.network.names), stride=strides.clone())
         return model
 
 
@@ -133,7 +143,9 @@ CASES: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("name", "options"), CASES, ids=[f"{name}-{len(options)}" for name, options in CASES])
+@pytest.mark.parametrize(
+    ("name", "options"), CASES, ids=[f"{name}-{len(options)}" for name, options in CASES]
+)
 @pytest.mark.parametrize("key", ["model", "ema"])
 def test_a_pickled_network_comes_back(
     tmp_path: Path, classes: dict[str, type[nn.Module]], name: str, options: dict[str, Any], key: str
@@ -174,7 +186,10 @@ def test_bare_tensors_suffice(tmp_path: Path, classes: dict[str, type[nn.Module]
     images = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
         assert torch.equal(read(images), network(images))
-    save_file({key: v.half() if v.is_floating_point() else v for key, v in state.items()}, tmp_path / "bare.safetensors")
+    save_file(
+        {key: v.half() if v.is_floating_point() else v for key, v in state.items()},
+        tmp_path / "bare.safetensors",
+    )
     half = import_original(tmp_path / "bare.safetensors")
     assert half.detect.maps.get_parameter("0.bias").dtype == torch.float32
 
@@ -203,35 +218,35 @@ def test_weights_whose_norms_are_folded_already(tmp_path: Path, classes: dict[st
 
 
 def _dilate(model: nn.Module) -> None:
-    model.get_submodule("model.4.m.0.cv2.conv").dilation = (2, 2)  # pyright: ignore[reportAttributeAccessIssue]
+    note(model.get_submodule("model.4.m.0.cv2.conv"), dilation=(2, 2))
 
 
 def _group(model: nn.Module) -> None:
-    model.get_submodule("model.5.conv").padding = (0, 0)  # pyright: ignore[reportAttributeAccessIssue]
+    note(model.get_submodule("model.5.conv"), padding=(0, 0))
 
 
 def _eps(model: nn.Module) -> None:
-    model.get_submodule("model.9.cv1.bn").eps = 1e-5  # pyright: ignore[reportAttributeAccessIssue]
+    note(model.get_submodule("model.9.cv1.bn"), eps=1e-5)
 
 
 def _no_residual(model: nn.Module) -> None:
-    model.get_submodule("model.2.m.0").add = False  # pyright: ignore[reportAttributeAccessIssue]
+    note(model.get_submodule("model.2.m.0"), add=False)
 
 
 def _reroute(model: nn.Module) -> None:
-    model.get_submodule("model.12").f = [-1, 4]  # pyright: ignore[reportAttributeAccessIssue]
+    note(model.get_submodule("model.12"), f=[-1, 4])
 
 
 def _upsample(model: nn.Module) -> None:
-    model.get_submodule("model.11").mode = "bilinear"  # pyright: ignore[reportAttributeAccessIssue]
+    note(model.get_submodule("model.11"), mode="bilinear")
 
 
 def _pool(model: nn.Module) -> None:
-    model.get_submodule("model.9.m").kernel_size = 7  # pyright: ignore[reportAttributeAccessIssue]
+    note(model.get_submodule("model.9.m"), kernel_size=7)
 
 
 def _activation(model: nn.Module) -> None:
-    model.get_submodule("model.3").act = nn.ReLU()  # pyright: ignore[reportAttributeAccessIssue]
+    model.get_submodule("model.3").act = nn.ReLU()
 
 
 def _unknown_activation(model: nn.Module) -> None:
@@ -241,15 +256,15 @@ def _unknown_activation(model: nn.Module) -> None:
 
 
 def _strides(model: nn.Module) -> None:
-    model.stride = torch.tensor([4.0, 8.0, 16.0])
+    note(model, stride=torch.tensor([4.0, 8.0, 16.0]))
 
 
 def _too_few_names(model: nn.Module) -> None:
-    model.names = ["one"]  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
+    note(model, names=["one"])
 
 
 def _missing_weight(model: nn.Module) -> None:
-    model.get_submodule("model.7.bn").weight = None  # pyright: ignore[reportAttributeAccessIssue]
+    model.get_submodule("model.7.bn").register_parameter("weight", None)
 
 
 def _extra_weight(model: nn.Module) -> None:
@@ -257,7 +272,8 @@ def _extra_weight(model: nn.Module) -> None:
 
 
 def _another_release(model: nn.Module) -> None:
-    del model.get_submodule("model")[0]  # pyright: ignore[reportIndexIssue]
+    layers = list(model.get_submodule("model").children())
+    model.add_module("model", nn.Sequential(*layers[1:]))
 
 
 def _shared(model: nn.Module) -> None:
@@ -301,7 +317,9 @@ def test_what_computes_something_else_is_refused(
     assert "original.pt" in str(caught.value)
 
 
-@pytest.mark.parametrize("content", [{}, {"model": {}}, [1, 2], {"epoch": 1}, torch.ones(3), {"model": 7}], ids=repr)
+@pytest.mark.parametrize(
+    "content", [{}, {"model": {}}, [1, 2], {"epoch": 1}, torch.ones(3), {"model": 7}], ids=repr
+)
 def test_files_without_a_network_are_refused(tmp_path: Path, content: object) -> None:
     torch.save(content, tmp_path / "other.pt")
     with pytest.raises(InputError, match=r"other\.pt"):

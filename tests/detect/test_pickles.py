@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._utils import _rebuild_tensor_v2
 
 from unbranch.detect.archive import read_archive
 from unbranch.detect.errors import InputError
@@ -255,7 +256,7 @@ def _tensor_pickle(offset: int, size: tuple[int, ...], stride: tuple[int, ...], 
     class Rebuild:
         def __reduce__(self) -> tuple[object, ...]:
             arguments = (fake, offset, size, stride, False, OrderedDict())
-            return torch._utils._rebuild_tensor_v2, arguments
+            return _rebuild_tensor_v2, arguments
 
     pickler.dump(Rebuild())
     return buffer.getvalue()

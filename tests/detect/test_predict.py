@@ -1,4 +1,6 @@
-"""The detector: the same boxes whatever the batch, the source and the number of workers; times, limits, bad input."""
+"""The detector: the same boxes whatever the batch, the source and the number of workers; times, limits, bad
+input.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,15 +13,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tests.detect.photographs import picture, write_video
-from tests.support import randomize
+from tests.detect.photographs import finder, picture, write_video
 from unbranch.detect import Detector, InputError, Limits, detect, save
 from unbranch.detect.engines import TorchEngine
 from unbranch.detect.nms import suppress
 from unbranch.detect.predict import STEPS, Result
 from unbranch.detect.running import class_indices, only_classes
 from unbranch.detect.sources import VideoFrame
-from unbranch.models.yolov5 import YOLOv5, yolov5
+from unbranch.models.yolov5 import YOLOv5
 
 SHAPES = [(48, 64), (64, 48), (48, 64), (33, 90), (128, 128), (48, 64)]
 LIMITS = Limits(confidence=0.2, iou=0.5, most=20)
@@ -27,10 +28,7 @@ LIMITS = Limits(confidence=0.2, iou=0.5, most=20)
 
 @pytest.fixture(scope="module")
 def network() -> YOLOv5:
-    """A small random network in training form that finds something on random pictures."""
-    network = yolov5("yolov5n", channels=[8, 8, 16, 24, 32], depths=[1, 1, 1, 1], names=["a", "b", "c"], block="repvgg")
-    randomize(network, torch.Generator().manual_seed(5), torch.rand(1, 3, 64, 64))
-    return network.eval()
+    return finder()
 
 
 @pytest.fixture
@@ -100,7 +98,10 @@ def test_streams_keep_the_order(detector: Detector, folder: Path, batch: int, wo
     assert isinstance(expected, list)
     same([result.detections for result in results], expected)
     assert all(set(result.seconds) == set(STEPS) for result in results)
-    assert all(result.pixels is not None and result.pixels.shape[:2] == shape for result, shape in zip(results, SHAPES, strict=True))
+    assert all(
+        result.pixels is not None and result.pixels.shape[:2] == shape
+        for result, shape in zip(results, SHAPES, strict=True)
+    )
 
 
 def test_a_bad_picture_stops_nothing(detector: Detector, folder: Path) -> None:

@@ -83,7 +83,9 @@ def test_cut_off_pictures(tmp_path: Path, suffix: str, kept: float) -> None:
     content = cv2.imencode(suffix, picture(480, 640))[1].tobytes()
     path = tmp_path / f"a{suffix}"
     path.write_bytes(content[: int(kept if kept >= 1 else kept * len(content))])
-    with pytest.raises(InputError, match=r"a\.\w+: (the file is empty|the picture is cut off|not a picture)") as caught:
+    with pytest.raises(
+        InputError, match=r"a\.\w+: (the file is empty|the picture is cut off|not a picture)"
+    ) as caught:
         read_picture(path)
     assert "\n" not in str(caught.value)
 
@@ -127,6 +129,6 @@ def test_a_video_that_ends_early_gives_what_it_has_and_says_so(tmp_path: Path) -
     seen = []
     with pytest.raises(InputError, match=r"ends early, after \d+ of 40 frames"):
         seen.extend(frames(VideoFile(tmp_path / "a.avi", "a.avi")))
+    (tmp_path / "b.mp4").write_bytes(b"no video")
     with pytest.raises(InputError, match="not a video that can be opened"):
-        (tmp_path / "b.mp4").write_bytes(b"no video")
         list(frames(VideoFile(tmp_path / "b.mp4", "b.mp4")))

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import cv2
@@ -39,6 +40,10 @@ def frames(name: str, count: int) -> list[Result]:
 
 
 def write(folder: Path, *results: Result, kinds: tuple[Kind, ...] = KINDS) -> None:
+    write_all(folder, results, kinds)
+
+
+def write_all(folder: Path, results: Iterable[Result], kinds: tuple[Kind, ...] = KINDS) -> None:
     with Writers(folder, NAMES, kinds) as writers:
         for one in results:
             writers.write(one)
@@ -127,11 +132,13 @@ def test_drawn_videos(tmp_path: Path) -> None:
 
 
 def test_an_interrupted_run_keeps_what_it_has(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), Writers(tmp_path, NAMES, KINDS) as writers:
-        writers.write(result("a.jpg"))
-        for frame in frames("c.avi", 3):
-            writers.write(frame)
+    def interrupted() -> Iterator[Result]:
+        yield result("a.jpg")
+        yield from frames("c.avi", 3)
         raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_all(tmp_path, interrupted())
     assert len(json.loads((tmp_path / "detections.json").read_text())["images"]) == 4
     assert len((tmp_path / "detections.csv").read_text().splitlines()) == 9
     assert (tmp_path / "a.jpg").is_file()

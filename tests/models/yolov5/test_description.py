@@ -55,6 +55,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"bottleneck": "5x5"}, "bottleneck: '5x5'"),
     ({"block": "repvgg2"}, "block of stage1: 'repvgg2'"),
     ({"block": 3}, "block: 3"),
+    ({"block": {"kind": ["repvgg"]}}, "is no kind"),
+    ({"block": {"stage1": 3}}, "block: 3"),
     ({"block": {"stage9": "repvgg"}}, "no stage stage9"),
     ({"block": {"kind": "repvgg", "branches": 2}}, "block of stage1: repvgg has no option 'branches'"),
     ({"block": {"kind": "repvgg", "norm": 1}}, "has no option 'norm'"),

@@ -137,6 +137,11 @@ BLOCKS: list[dict[str, Any]] = [
     {"block": {"kind": "mobileone", "num_branches": 3}, "activation": "relu"},
     {"block": {"default": "plain", "stage3": "repvgg", "neck2": {"kind": "repvgg", "se": 0.25}}},
     {"block": {"kind": "repvgg", "shortcut": None}, "activation": "hardswish"},
+    {"block": "qarepvgg", "bottleneck": "3x3-3x3"},
+    {
+        "block": {"stage1": "acnet", "stage2": "dbb", "stage3": "orepa", "stage4": "repconv"},
+        "shortcut": "linear",
+    },
     {"backbone": "repvgg_a0", "block": "repvgg"},
 ]
 

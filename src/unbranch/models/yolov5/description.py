@@ -8,7 +8,8 @@ from unbranch.blocks.activation import ACTIVATIONS
 from unbranch.models.yolov5.recipes import PLAIN, BlockChoice, check_block
 
 Levels: TypeAlias = tuple[tuple[tuple[float, float], ...], ...]
-AnchorLists: TypeAlias = Sequence[Sequence[Sequence[float]]]
+Number: TypeAlias = int | float  # the run-time check takes an int for no float
+AnchorLists: TypeAlias = Sequence[Sequence[Sequence[Number]]]
 
 BOTTLENECKS = ("1x1-3x3", "3x3-3x3")
 FIRST_STRIDE = 8
@@ -259,7 +260,7 @@ def _levels(anchors: AnchorLists) -> Levels:
     return tuple(tuple((float(pair[0]), float(pair[1])) for pair in level) for level in anchors)
 
 
-def _pairs(level: Sequence[Any]) -> list[Sequence[float]]:
+def _pairs(level: Sequence[Any]) -> list[Sequence[Number]]:
     """Pairs as they are; YOLO's flat rows `[w, h, w, h, …]` as pairs."""
     if not all(_is_number(value) for value in level):
         return list(level)

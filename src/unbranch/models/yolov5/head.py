@@ -8,7 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-RawMap: TypeAlias = Float[Tensor, "n anchors rows columns values"]
+from unbranch.models.yolov5.description import AnchorLists
+
+RawMap: TypeAlias = Float[Tensor, "n anchors _rows _columns values"]
 
 OBJECTS_IN_A_PICTURE = 8
 PICTURE_SIZE = 640
@@ -38,7 +40,7 @@ class Detect(nn.Module):
     def __init__(
         self,
         in_channels: Sequence[int],
-        anchors: Sequence[Sequence[Sequence[float]]],
+        anchors: AnchorLists,
         strides: Sequence[int],
         num_classes: int,
     ) -> None:
@@ -79,7 +81,7 @@ class Detect(nn.Module):
         """The logits of each level, (N, anchors, rows, columns, 5 + classes)."""
         return [self._arranged(layer(x)) for layer, x in zip(self.maps, features, strict=True)]
 
-    def _arranged(self, flat: Float[Tensor, "n _ rows columns"]) -> RawMap:
+    def _arranged(self, flat: Float[Tensor, "n _ _rows _columns"]) -> RawMap:
         n, _, rows, columns = flat.shape
         return flat.view(n, self.num_anchors, self.num_values, rows, columns).permute(0, 1, 3, 4, 2)
 

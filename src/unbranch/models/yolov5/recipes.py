@@ -7,7 +7,18 @@ from typing import Any, Self
 
 from torch import nn
 
-from unbranch.blocks import Block, BlockOptions, ConvSpec, MobileOneBlock, RepVGGBlock
+from unbranch.blocks import (
+    ACBlock,
+    Block,
+    BlockOptions,
+    ConvSpec,
+    DiverseBranchBlock,
+    MobileOneBlock,
+    OREPABlock,
+    QARepVGGBlock,
+    RepConv,
+    RepVGGBlock,
+)
 from unbranch.blocks.activation import Activation
 from unbranch.blocks.block import Sum
 
@@ -74,10 +85,13 @@ KINDS: Mapping[str, Callable[..., nn.Module]] = {
     "plain": Conv,
     "repvgg": RepVGGBlock,
     "mobileone": MobileOneBlock,
+    "qarepvgg": QARepVGGBlock,
+    "repconv": RepConv,
+    "acnet": ACBlock,
+    "dbb": DiverseBranchBlock,
+    "orepa": OREPABlock,
 }
-"""Kinds of block by name: each is called with (channels in, channels out, kernel_size=3, activation=…,
-**options).
-"""
+"""Kinds of block by name, called with (channels in, channels out, kernel_size, activation=…, **options)."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +112,10 @@ class BlockChoice:
             return cls(plain)
         if not isinstance(plain, Mapping) or not all(isinstance(key, str) for key in plain):
             raise ValueError(f"block: {plain!r} is neither a kind nor a mapping with one")
-        return cls(plain.get("kind", "plain"), tuple((key, v) for key, v in plain.items() if key != "kind"))
+        kind = plain.get("kind", "plain")
+        if not isinstance(kind, str):
+            raise ValueError(f"block: {kind!r} is no kind; known are {', '.join(KINDS)}")
+        return cls(kind, tuple((key, v) for key, v in plain.items() if key != "kind"))
 
     def to_plain(self) -> str | dict[str, Any]:
         """The name alone where there are no options; `from_plain` reads it back."""
@@ -106,7 +123,7 @@ class BlockChoice:
 
     def with_shortcut(self, shortcut: str | None) -> Self:
         """The same choice with that shortcut, where it may have one and names none."""
-        if shortcut is None or self.kind == "plain" or "shortcut" in dict(self.options):
+        if shortcut is None or "shortcut" in dict(self.options) or "shortcut" not in _options_of(self.kind):
             return self
         return replace(self, options=(*self.options, ("shortcut", shortcut)))
 
@@ -127,7 +144,7 @@ PLAIN = BlockChoice()
 
 def _options_of(kind: str) -> tuple[str, ...]:
     """The options that a description may give a kind of block; the rest is YOLOv5's own affair."""
-    if kind == "plain":
+    if kind == "plain" or kind not in KINDS:
         return ()
     named = inspect.signature(KINDS[kind]).parameters.values()
     own = [option.name for option in named if option.kind is inspect.Parameter.KEYWORD_ONLY]
