@@ -1,6 +1,7 @@
 """Schedule, average and anchors: pure functions of what they are given."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -48,6 +49,13 @@ def test_warm_up_is_a_fifth_of_a_short_training_at_most() -> None:
 def test_mosaic_ends_before_training_does() -> None:
     assert Plan(10, 100, 16, Recipe(mosaic_off=0.2)).plain_from == 80
     assert Plan(10, 100, 16, Recipe(mosaic_off=0.0)).plain_from == 100
+
+
+def test_few_steps_are_longer_and_trained_weights_take_short_ones() -> None:
+    assert SHORT.lr == pytest.approx(0.008)
+    assert Plan(25, 100, 16, Recipe()).lr == pytest.approx(0.004)
+    assert replace(SHORT, fresh=False).lr == 0.001
+    assert replace(SHORT, recipe=Recipe(lr=0.5)).lr == 0.5
 
 
 def test_only_weights_decay() -> None:

@@ -20,6 +20,8 @@ MANY_STEPS = 10_000
 class Plan:
     """How one training runs: `steps` batches an epoch, `epochs` of them, `batch` pictures each.
 
+    fresh: the weights start from noise.
+
     Example:
         >>> plan = Plan(steps=100, epochs=300, batch=16, recipe=Recipe())
         >>> plan.optimizer, plan.nominal, plan.at(20_000).accumulate
@@ -30,6 +32,7 @@ class Plan:
     epochs: int
     batch: int
     recipe: Recipe
+    fresh: bool = True
 
     @property
     def optimizer(self) -> str:
@@ -48,10 +51,18 @@ class Plan:
 
     @property
     def lr(self) -> float:
-        """The highest learning rate."""
+        """The highest learning rate: SGD's 0.01; AdamW's 0.001 for trained weights.
+
+        For fresh weights AdamW's is 0.002 · √(10,000 / steps), 0.008 at most: the fewer steps there are, the
+        longer each must be (measured on short trainings from scratch).
+        """
         if self.recipe.lr is not None:
             return self.recipe.lr
-        return 0.01 if self.optimizer == "sgd" else 0.002
+        if self.optimizer == "sgd":
+            return 0.01
+        if not self.fresh:
+            return 0.001
+        return 0.002 * min(math.sqrt(MANY_STEPS / (self.steps * self.epochs)), 4.0)
 
     @property
     def warmup(self) -> int:

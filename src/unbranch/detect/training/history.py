@@ -47,7 +47,7 @@ class History:
         """
         names = ("precision", "recall", "map50", "map", "fitness")
         measures = {name: math.nan if metrics is None else float(getattr(metrics, name)) for name in names}
-        self.rows = [*self.rows[:epoch], {"epoch": epoch + 1, **losses, **measures, **others}]
+        self.rows = [*self.rows[:epoch], {"epoch": float(epoch + 1), **losses, **measures, **others}]
 
     @property
     def best_epoch(self) -> int:
