@@ -151,9 +151,8 @@ def _run(job: Job, out: Path, narrator: Narrator) -> TrainResult:
     device = pick_device(settings.accelerator)
     ranks = device.ranks(settings.devices, settings.nodes)
     train_split, val_split = _splits(job, ranks.on_this_node, narrator)
-    plan = Plan(
-        ranks.steps(len(train_split), settings.batch), settings.epochs, settings.batch, settings.recipe
-    )
+    steps = ranks.steps(len(train_split), settings.batch)
+    plan = Plan(steps, settings.epochs, settings.batch, settings.recipe, settings.weights is None)
     torch.manual_seed(settings.seed)
     network = build_network(job.model, train_split.names, settings.network)
     if before is None:
