@@ -63,8 +63,17 @@ def check_model(model: ir.Model) -> None:
     for function in model.functions.values():
         for node in function:
             _check_node(node, model)
-    _check_values(model.graph, set())
-    order_nodes(model.graph)
+    check_graph(model.graph)
+
+
+def check_graph(graph: ir.Graph) -> None:
+    """Put the nodes in an order in which they can run.
+
+    Raises:
+        OnnxError: a value is made by nothing, or there is a cycle.
+    """
+    _check_values(graph, set())
+    _order_nodes(graph)
 
 
 def _check_nodes(graph: ir.Graph, model: ir.Model) -> None:
@@ -111,7 +120,7 @@ def _check_values(graph: ir.Graph, outer: set[ir.Value]) -> None:
             raise OnnxError(f"the output {value.name!r} is made by nothing: the graph is invalid")
 
 
-def order_nodes(graph: ir.Graph) -> None:
+def _order_nodes(graph: ir.Graph) -> None:
     """Put the nodes of a graph in an order in which they can run, the one they have where it is such.
 
     Raises:

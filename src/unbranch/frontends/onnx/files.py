@@ -9,7 +9,11 @@ import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
+from unbranch.frontends.onnx.checking import check_graph
 from unbranch.frontends.onnx.errors import OnnxError
+
+_EXTERNAL = "unbranch.external"
+"""Where a model in memory remembers that its data lay beside the file."""
 
 MOST_BYTES = 2**31 - 2**20
 """A protocol buffer holds less than 2 GiB; larger models need external data."""
@@ -20,7 +24,7 @@ def load_onnx(path: str | Path) -> ir.Model:
 
     Raises:
         OnnxError: there is no such file, it is cut short or is no ONNX model, or its external data is missing, too short, or outside of
-            the file's folder (which is refused, whatever is there).
+            the file's folder (which is refused, whatever is there); or its graph has a cycle or reads what nothing makes.
     """
     path = Path(path)
     if not path.is_file():
@@ -37,6 +41,8 @@ def load_onnx(path: str | Path) -> ir.Model:
             _check_external(tensor, path)
     model = _deserialized(proto, str(path))
     ir.external_data.set_base_dir(model.graph, path.parent.resolve())
+    model.meta[_EXTERNAL] = is_external(model)
+    check_graph(model.graph)
     return model
 
 
@@ -54,7 +60,10 @@ def save_onnx(model: onnx.ModelProto | ir.Model, path: str | Path) -> None:
     data = f"{path.name}.data"
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
         temporary = Path(folder) / path.name
-        ir.save(ours, temporary, format="protobuf", external_data=data if external else None)
+        try:
+            ir.save(ours, temporary, format="protobuf", external_data=data if external else None)
+        except OSError as error:
+            raise OnnxError(f"{path}: it cannot be written: {error}") from error
         written = Path(folder) / data
         if written.exists():
             os.replace(written, path.parent / data)
@@ -62,7 +71,9 @@ def save_onnx(model: onnx.ModelProto | ir.Model, path: str | Path) -> None:
 
 
 def is_external(model: ir.Model) -> bool:
-    """Some tensor lies in a file of its own, or all together are too large for one."""
+    """Some tensor lies in a file of its own, or did when the model was read, or all together are too large for one."""
+    if model.meta.get(_EXTERNAL):
+        return True
     tensors = [v.const_value for v in model.graph.initializers.values() if v.const_value is not None]
     return (
         any(isinstance(t, ir.ExternalTensor) for t in tensors) or sum(t.nbytes for t in tensors) > MOST_BYTES
@@ -76,12 +87,22 @@ def from_any(model: onnx.ModelProto | ir.Model) -> ir.Model:
         OnnxError: the model is no valid one, or its data lies in files whose folder is not known.
     """
     if isinstance(model, ir.Model):
-        return model.clone()
+        return _cloned(model)
     if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in _tensors(model)):
         raise OnnxError(
             "the model's data lies in other files, whose folder it does not know: read it with load_onnx(path)"
         )
     return _deserialized(model, "the model")
+
+
+def _cloned(model: ir.Model) -> ir.Model:
+    try:
+        copy = model.clone()
+    except RuntimeError:
+        check_graph(model.graph)  # says what is wrong, or puts the nodes in the order that a copy needs
+        copy = model.clone()
+    copy.meta[_EXTERNAL] = is_external(model)
+    return copy
 
 
 def to_like(ours: ir.Model, given: onnx.ModelProto | ir.Model) -> onnx.ModelProto | ir.Model:
