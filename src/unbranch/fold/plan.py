@@ -181,7 +181,8 @@ class _Planner:
         """One convolution, where that is allowed and pays."""
         if best.work == 0 or len(fact.members) < 2 or fact.border is not None or not self._closed(fact):
             return None
-        choice = Choice(self.costs.region(fact), 1, (fact,))
+        # Views that the value still stands in are repeated behind the convolution, so they are ops of either way.
+        choice = Choice(self.costs.region(fact), 1 + len(fact.pending), (fact,))
         if choice.rank >= best.rank:
             if best.work < choice.work and not best.regions:
                 more = f"{100 * (choice.work / best.work - 1):.0f} % more {self.costs.unit}"
