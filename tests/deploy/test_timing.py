@@ -9,8 +9,8 @@ from torch import nn
 
 from unbranch.deploy.bench import benchmark
 from unbranch.deploy.runtimes import FILES, RUNTIMES, runs
-from unbranch.deploy.timing import summarize, time_pair
 from unbranch.detect.errors import InputError
+from unbranch.runtimes.timing import summarize, time_pair
 
 
 def test_measures_of_known_pairs() -> None:
@@ -43,7 +43,7 @@ def test_a_slow_machine_hits_both(monkeypatch: pytest.MonkeyPatch) -> None:
         order.append(name)
         now += seconds * (3 if len(order) > 30 else 1)
 
-    monkeypatch.setattr("unbranch.deploy.timing.time.perf_counter", lambda: now)
+    monkeypatch.setattr("unbranch.runtimes.timing.time.perf_counter", lambda: now)
     paired = time_pair(lambda: work("before", 0.02), lambda: work("after", 0.01), pairs=20, seconds=1e9)
     assert paired.ratio == pytest.approx(2.0)
     assert (paired.low, paired.high) == pytest.approx((2.0, 2.0))

@@ -9,10 +9,13 @@ from unbranch.cli.pairs import pairs
 
 
 def command(  # noqa: PLR0913 - the options are the interface
+    ctx: typer.Context,
     data: Annotated[
         str | None, typer.Option(help="A data.yaml, or the folder of a VOC, COCO or YOLO data set.")
     ] = None,
-    model: Annotated[str, typer.Option(help="yolov5n, s, m, l or x, or a YAML description.")] = "yolov5n",
+    model: Annotated[
+        str, typer.Option(help="yolov5n, s, m, l or x, weights (.safetensors), or a YAML description.")
+    ] = "yolov5n",
     out: Annotated[Path, typer.Option(help="The folder that holds everything of this training.")] = Path(
         "runs/train"
     ),
@@ -53,6 +56,7 @@ def command(  # noqa: PLR0913 - the options are the interface
     from unbranch.detect import train
 
     if resume:
+        refuse_beside_resume(ctx)
         train(folder=out, resume=True)
         return
     options: dict[str, Any] = {
@@ -81,3 +85,12 @@ def command(  # noqa: PLR0913 - the options are the interface
         freeze_norms=freeze_norms,
         tensorboard=tensorboard,
     )
+
+
+def refuse_beside_resume(ctx: typer.Context) -> None:
+    """Raise typer.BadParameter where a setting is given to a training that has its own."""
+    for name in ctx.params:
+        source = ctx.get_parameter_source(name)
+        if name not in ("out", "resume") and source is not None and source.name == "COMMANDLINE":
+            option = "--" + name.replace("_", "-")
+            raise typer.BadParameter(f"{option} beside --resume: a resumed training keeps its own settings")

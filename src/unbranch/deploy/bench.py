@@ -6,7 +6,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from unbranch.deploy.runtimes import RUNTIMES, runs
-from unbranch.deploy.timing import Paired, time_pair
+from unbranch.runtimes.timing import Paired, time_pair
 
 
 def benchmark(

@@ -3,7 +3,6 @@
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +13,7 @@ from unbranch.detect.errors import InputError
 from unbranch.detect.files import replacing
 from unbranch.fold.certificate import Certificate, Check, fold_error, tensors_in
 from unbranch.fold.verify import RUN_ERRORS
+from unbranch.runtimes.sessions import open_session
 
 TOLERANCE = 1e-4
 """Another runtime's kernels add up in another order: more room than between two runs of torch."""
@@ -117,18 +117,3 @@ def _checks(model: nn.Module, inputs: Sequence[Tensor], path: Path) -> list[Chec
 def _feed(path: Path, inputs: Sequence[Tensor]) -> dict[str, np.ndarray]:
     names = [entry.name for entry in open_session(path).get_inputs()]
     return {name: tensor.detach().cpu().numpy() for name, tensor in zip(names, inputs, strict=True)}
-
-
-def open_session(path: Path, threads: int = 1) -> Any:
-    """ONNX Runtime's session on the CPU, its threads asleep while it has nothing to do.
-
-    Threads that spin would take the cores from whatever is timed beside them.
-    """
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

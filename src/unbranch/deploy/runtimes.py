@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from unbranch.deploy.onnx_file import export_onnx, open_session
-from unbranch.deploy.timing import Run
+from unbranch.deploy.onnx_file import export_onnx
 from unbranch.detect.errors import InputError
+from unbranch.runtimes.sessions import onnx_runtime, openvino
+from unbranch.runtimes.timing import Run
 
 RUNTIMES = {
     "torch": "torch eager",
@@ -42,7 +43,7 @@ def runs(
                 paths = [
                     _file(network, inputs, Path(folder) / f"{i}.onnx") for i, network in enumerate(networks)
                 ]
-                make = _onnx_runtime if runtime == "onnxruntime" else _openvino
+                make = onnx_runtime if runtime == "onnxruntime" else openvino
                 yield [make(path, inputs, threads) for path in paths]
             else:
                 yield [_torch(network, inputs, runtime == "compile") for network in networks]
@@ -69,25 +70,3 @@ def _torch(network: nn.Module | Path, inputs: Sequence[Tensor], compiled: bool) 
             return model(*inputs)
 
     return run
-
-
-def _onnx_runtime(path: Path, inputs: Sequence[Tensor], threads: int) -> Run:
-    session = open_session(path, threads)
-    names = [entry.name for entry in session.get_inputs()]
-    feed = {name: tensor.detach().cpu().numpy() for name, tensor in zip(names, inputs, strict=True)}
-    return lambda: session.run(None, feed)
-
-
-def _openvino(path: Path, inputs: Sequence[Tensor], threads: int) -> Run:
-    import openvino
-
-    settings = {
-        "INFERENCE_NUM_THREADS": str(threads),
-        "NUM_STREAMS": "1",
-        "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_PRECISION_HINT": "f32",
-    }
-    core = openvino.Core()
-    request = core.compile_model(core.read_model(str(path)), "CPU", settings).create_infer_request()
-    arrays = [tensor.detach().cpu().numpy() for tensor in inputs]
-    return lambda: request.infer(arrays)

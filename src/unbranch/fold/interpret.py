@@ -280,7 +280,8 @@ def _padded(graph: Graph, fact: Fact, record: Pad, shape: tuple[int, ...]) -> Fa
             return composing(eye.to(part.weight.device))(part)
 
         geometry = compose_geometry(fact.geometry, eye.geometry)
-        past = None if cropped else Border.filled(pads, value)
+        crops = any(side < 0 for pair in pads for side in pair)
+        past = None if crops else Border.filled(pads, value)
         return replace(fact, geometry=geometry, parts=(fact,), rule=rule, past=past)
     if any(side < 0 for pair in pads for side in pair):
         raise NotLinear(f"padding {pads}, which crops and fills")

@@ -9,8 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from unbranch.deploy.runtimes import RUNTIMES
-from unbranch.deploy.timing import Paired
 from unbranch.detect.files import replacing
+from unbranch.runtimes.timing import Paired
 
 INK, QUIET, WRONG = "#1b1f24", "#8a929c", "#c7362f"
 BEFORE, AFTER = "#b9c3cf", "#1f6f8b"

@@ -8,9 +8,9 @@ from rich.table import Table
 from rich.text import Text
 
 from unbranch.deploy.runtimes import RUNTIMES
-from unbranch.deploy.timing import Paired
 from unbranch.fold.certificate import Certificate
 from unbranch.fold.report import Report, Totals
+from unbranch.runtimes.timing import Paired
 
 MOST_ROWS = 40
 SHOWN_PLACES = 3

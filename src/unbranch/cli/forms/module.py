@@ -13,11 +13,11 @@ from unbranch.cli.forms.network import Asked, FoldOptions, Network
 from unbranch.cli.shapes import examples
 from unbranch.cli.sources import build
 from unbranch.deploy.bench import benchmark
-from unbranch.deploy.timing import Paired
 from unbranch.deploy.weights import save_weights
 from unbranch.detect.errors import InputError
 from unbranch.fold.certificate import Certificate
 from unbranch.fold.report import Report
+from unbranch.runtimes.timing import Paired
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
-from unbranch.deploy.timing import Paired
 from unbranch.detect.errors import InputError
 from unbranch.fold.certificate import Certificate
 from unbranch.fold.report import Report
+from unbranch.runtimes.timing import Paired
 
 FoldOptions: TypeAlias = Mapping[str, Any]
 

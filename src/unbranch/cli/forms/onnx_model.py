@@ -19,7 +19,6 @@ from unbranch.cli.forms.network import (
 )
 from unbranch.cli.shapes import SEED, shape
 from unbranch.deploy.bench import benchmark
-from unbranch.deploy.timing import Paired
 from unbranch.detect.errors import InputError
 from unbranch.fold.certificate import Certificate
 from unbranch.fold.report import Report
@@ -30,6 +29,7 @@ from unbranch.frontends.onnx import (
     save_onnx,
     verify_onnx,
 )
+from unbranch.runtimes.timing import Paired
 
 LIKELY_SIZE = 224
 """For a symbolic dimension behind the batch that nothing is said of."""

@@ -16,7 +16,6 @@ from unbranch.cli.forms.network import (
     without_trust,
 )
 from unbranch.deploy.bench import benchmark
-from unbranch.deploy.timing import Paired
 from unbranch.detect.errors import InputError
 from unbranch.fold.certificate import Certificate
 from unbranch.fold.report import Report
@@ -27,6 +26,7 @@ from unbranch.frontends.exported import (
     save_exported,
     verify_exported,
 )
+from unbranch.runtimes.timing import Paired
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,10 @@ from torch import nn
 from unbranch.affine import ELEMENT, NotLinear
 from unbranch.fold.facts import Fact
 from unbranch.fold.interpret import interpret
-from unbranch.fold.plan import Plan, WorkCosts, plan
+from unbranch.fold.plan import Plan, plan
 from unbranch.fold.report import Folded, Refused, Report, Totals
 from unbranch.fold.totals import totals, totals_of_map
+from unbranch.frontends.measured import costs_of
 from unbranch.frontends.modules.emit import native_padding
 from unbranch.frontends.modules.frames import common_frame
 from unbranch.frontends.modules.guards import check_foldable, unwrap
@@ -93,6 +94,7 @@ def prepare(
     where: Where = None,
     cost: str = "work",
     trust: str = "witnessed",
+    runtime: str = "torch",
     notes: Sequence[str] = (),
     layers_only: bool = False,
 ) -> Folding:
@@ -101,14 +103,13 @@ def prepare(
     Raises:
         ValueError: the model is in training mode, an option is none of those known, or no example input fits.
     """
-    if cost != "work":
-        raise ValueError(f"cost={cost!r} is not known for modules: 'work'")
     if trust not in ("witnessed", "observed"):
         raise ValueError(f"trust={trust!r} is neither 'witnessed' nor 'observed'")
     check_foldable(model)
     args, kwargs, recording = _record(model, example_inputs)
     rewriter = Rewriter(model, args, kwargs, recording)
     finder = Finder(recording, trusting=trust == "observed")
+    costs = costs_of(cost, runtime, recording.graph, _padding_cost)
 
     def check(facts: Sequence[Fact]) -> dict[int, str]:
         """Why some of the chosen regions cannot be placed."""
@@ -130,7 +131,7 @@ def prepare(
             refused = {id(site.fact): uneven for site in _uneven(sites, recording)}
         return refused
 
-    chosen = plan(interpret(recording.graph), WorkCosts(recording.graph, _padding_cost), check)
+    chosen = plan(interpret(recording.graph), costs, check)
     sites = [finder.find(fact) for fact in chosen.regions]
     return Folding(model, recording, rewriter, sites, chosen, tuple(notes))
 

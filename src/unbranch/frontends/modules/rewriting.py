@@ -14,9 +14,10 @@ from torch.fx.proxy import TraceError
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from unbranch.affine import NotLinear
+from unbranch.fold.facts import Fact
 from unbranch.frontends.modules.frames import Frame
 from unbranch.frontends.modules.recorder import Recorder, Recording, attributes_kept, unseen
-from unbranch.frontends.modules.sites import Site
+from unbranch.frontends.modules.sites import Site, is_in_place
 
 TRACING_ERRORS = (
     TraceError,
@@ -72,7 +73,9 @@ class _Tracer(fx.Tracer):
 
 def _writes(node: fx.Node) -> bool:
     """The node changes a tensor that others may read; by torch's custom its name then ends with an underscore."""
-    name = node.target if isinstance(node.target, str) else node.target.__name__ if callable(node.target) else ""
+    name = (
+        node.target if isinstance(node.target, str) else node.target.__name__ if callable(node.target) else ""
+    )
     in_place = node.target in (
         operator.setitem,
         operator.iadd,
@@ -146,6 +149,7 @@ class Rewriter:
             with graph.inserting_after(last):
                 call = graph.call_module(name, (source,))
             target.replace_all_uses_with(call)
+            self._redirect(trace, site.fact, target, call)
         members = frozenset().union(*(site.fact.members for site, _ in sites))
         for node in reversed(graph.nodes):
             if trace.ran.get(node) and trace.ran[node] - self.recording.graph.unread <= members:
@@ -157,6 +161,19 @@ class Rewriter:
         graph_module.delete_all_unused_submodules()
         graph_module.recompile()
         return graph_module.eval()
+
+    def _redirect(self, trace: Trace, fact: Fact, target: fx.Node, call: fx.Node) -> None:
+        """Whoever looks, once the region has run, at memory that its last op wrote to in place reads the region's value there."""
+        nodes = self.recording.graph.nodes
+        place = {node: position for position, node in enumerate(trace.module.graph.nodes)}
+        value = fact.value
+        while (index := self.recording.graph.producers[value].index) in fact.members and is_in_place(
+            nodes[index]
+        ):
+            value = nodes[index].inputs[0]
+            for holder in [trace.holders[value]] if value in trace.holders else []:
+                for user in [user for user in holder.users if place[user] > place[target]]:
+                    user.replace_input_with(holder, call)
 
     def _make_trace(self, frame: Frame, args: tuple[Any, ...]) -> Trace:
         where = frame.path or "the root module"

@@ -144,7 +144,7 @@ class Finder:
             node = graph.nodes[index]
             if node.inputs[0] not in same_memory:
                 continue
-            if node.spelling.split(".")[1].endswith("_"):
+            if is_in_place(node):
                 raise NotLinear(f"{node.spelling} overwrites the value that it starts from")
             if isinstance(node.records[0], Reshape | Permute | Identity | Slice):
                 same_memory.update(node.outputs)
@@ -153,11 +153,7 @@ class Finder:
         """Nobody overwrites the source before the node ``until`` reads it."""
         graph = self.recording.graph
         for node in graph.nodes[min(fact.members) : until]:
-            if (
-                node.index not in fact.members
-                and fact.source in node.inputs
-                and node.spelling.split(".")[1].endswith("_")
-            ):
+            if node.index not in fact.members and fact.source in node.inputs and is_in_place(node):
                 raise NotLinear(f"{node.spelling} overwrites the value that it starts from")
 
     def _check_witness(self, frames: Iterable[Frame], top: Frame) -> None:
@@ -322,6 +318,11 @@ class Finder:
         check_emittable(fact.geometry, linear)
         self._check_witness((self.recording.frames[n] for n in fact.members), top)
         return Site("graph", fact, top, (Step(top, (), (), min(fact.members)),), 0, linear)
+
+
+def is_in_place(node: Node) -> bool:
+    """The op writes its result over its first operand."""
+    return node.spelling.startswith("aten.") and node.spelling.split(".")[1].endswith("_")
 
 
 def _tensors_of(module: nn.Module) -> list[Tensor]:

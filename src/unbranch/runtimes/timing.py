@@ -57,6 +57,12 @@ def time_pair(before: Run, after: Run, *, pairs: int = 50, seconds: float = 30.0
     return summarize(samples)
 
 
+def median_time(run: Run, *, samples: int = 15, warmup: int = 3) -> float:
+    """The median of `samples` samples of one run alone, in seconds."""
+    repeats = _repeats(run, warmup)
+    return float(np.median([_sample(run, repeats) for _ in range(samples)]))
+
+
 def summarize(samples: Sequence[tuple[float, float]]) -> Paired:
     """The measures of pairs of seconds."""
     times = np.asarray(samples) * 1e3

@@ -1,0 +1,1 @@
+"""What runs a network file, and how long a run takes."""
