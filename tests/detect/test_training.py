@@ -130,6 +130,8 @@ def options(**changes: Any) -> dict[str, Any]:
         ({"epoch": 3}, "no setting 'epoch'; did you mean 'epochs'"),
         ({"precision": "64"}, "precision is '64'; it can be auto, 32"),
         ({"cache": "gpu"}, "cache is 'gpu'; it can be"),
+        ({"workers": "many"}, "workers is 'many'; give a number"),
+        ({"workers": -1}, "workers is -1; give 0 or more"),
         ({"accelerator": "tpu"}, "accelerator is 'tpu'; it can be"),
         ({"devices": "none"}, "devices is 'none'"),
         ({"recipe": {"mosaics": 1}}, "recipe: no setting 'mosaics'"),

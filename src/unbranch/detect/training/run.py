@@ -11,6 +11,7 @@ from typing import Any
 
 import lightning
 import torch
+import yaml
 from lightning.fabric.utilities.rank_zero import _get_rank
 from lightning.pytorch.strategies import DDPStrategy
 
@@ -30,7 +31,7 @@ from unbranch.detect.training.devices import fast_precision, pick_device
 from unbranch.detect.training.history import History
 from unbranch.detect.training.logs import EventLog, Pictures, require_tensorboard, write_figures
 from unbranch.detect.training.module import DetectionModule
-from unbranch.detect.training.settings import SETTINGS_FILE, Job, Settings
+from unbranch.detect.training.settings import Job, Settings
 from unbranch.detect.training.weights import take_weights
 from unbranch.models.yolov5 import Description, YOLOv5, yolov5
 
@@ -81,19 +82,25 @@ def train(
 
 
 def _new_job(out: Path, data: Any, model: Any, options: Mapping[str, Any]) -> Job:
+    """Everything that can be wrong without a look at the pictures is found here, before a file is written."""
     if data is None:
         raise InputError("no data: give a data.yaml or a data set's folder")
     settings = Settings.from_options(options)
-    open_spec(data)
-    described = description_of(model, settings)
-    if _is_first() and (out / SETTINGS_FILE).exists():
-        raise InputError(f"{out} holds a training already; resume it, or name another folder")
+    if str(model).endswith(".safetensors"):
+        settings = replace(settings, weights=str(model))
+    described = description_of(model)
+    describe_for(described, open_spec(data).names, settings.network)
+    if settings.weights is not None:
+        load_model(settings.weights)
     if settings.tensorboard:
         require_tensorboard()
+    pick_device(settings.accelerator).ranks(settings.devices, settings.nodes)
     if settings.precision == "auto":
         settings = replace(settings, precision=fast_precision(pick_device(settings.accelerator)))
     job = Job(_lasting(data), described, settings)
     if _is_first():
+        if (out / LAST).exists():
+            raise InputError(f"{out} holds a training already; resume it, or name another folder")
         job.write(out)
     return job
 
@@ -111,35 +118,38 @@ def _resumed_job(out: Path, data: Any, options: Mapping[str, Any]) -> Job:
     return Job.read(out)
 
 
-def description_of(model: Any, settings: Settings) -> str | dict[str, Any]:
-    """A network's name, or its description as plain data; checked by building it once without weights."""
+def description_of(model: Any) -> str | dict[str, Any]:
+    """A network's name, or its description as plain data, out of what `train` takes as its model."""
     if isinstance(model, Description):
         return model.to_dict()
     if isinstance(model, Mapping):
         return dict(model)
     text = str(model)
-    if text.endswith((".yaml", ".yml")):
-        import yaml
-
-        try:
-            content = yaml.safe_load(Path(text).read_bytes())
-        except (OSError, yaml.YAMLError) as error:
-            raise InputError(f"{text}: cannot be read: {' '.join(str(error).split())}") from error
-        if not isinstance(content, dict):
-            raise InputError(f"{text}: no mapping; a description has the keys network, block, …")
-        return content
-    return text
+    if text.endswith(".safetensors"):
+        return load_model(text).description.to_dict()
+    return read_description(Path(text)) if text.endswith((".yaml", ".yml")) else text
 
 
-def build_network(
+def read_description(file: Path) -> dict[str, Any]:
+    """The description in a YAML file, as plain data. Raises InputError where it is none."""
+    try:
+        content = yaml.safe_load(file.read_bytes())
+    except (OSError, yaml.YAMLError) as error:
+        raise InputError(f"{file}: cannot be read: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{file}: no mapping; a description has the keys network, block, …")
+    return content
+
+
+def describe_for(
     model: str | Mapping[str, Any], names: tuple[str, ...], options: Mapping[str, Any]
-) -> YOLOv5:
-    """The network of a job for the classes of its data. Raises InputError for what the description
+) -> Description:
+    """The description of a job's network for the classes of its data. Raises InputError for what it
     refuses."""
     plain = {"network": model} if isinstance(model, str) else dict(model)
     plain.pop("num_classes", None)
     try:
-        return yolov5(Description.from_dict({**plain, **options, "names": list(names)}))
+        return Description.from_dict({**plain, **options, "names": list(names)})
     except (ValueError, TypeError) as error:
         raise InputError(f"model: {error}") from error
 
@@ -154,7 +164,7 @@ def _run(job: Job, out: Path, narrator: Narrator) -> TrainResult:
     steps = ranks.steps(len(train_split), settings.batch)
     plan = Plan(steps, settings.epochs, settings.batch, settings.recipe, settings.weights is None)
     torch.manual_seed(settings.seed)
-    network = build_network(job.model, train_split.names, settings.network)
+    network = yolov5(describe_for(job.model, train_split.names, settings.network))
     if before is None:
         if settings.weights is not None:
             narrator.say(take_weights(network, load_model(settings.weights), settings.weights))

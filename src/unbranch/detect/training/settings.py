@@ -65,9 +65,6 @@ class Settings:
             raise InputError(
                 f"size is {self.size}; give a multiple of 32, such as {-(-self.size // 32) * 32}"
             )
-        for name, allowed in (("precision", get_args(Precision)), ("cache", get_args(Kind))):
-            if getattr(self, name) not in allowed:
-                raise InputError(f"{name} is {getattr(self, name)!r}; it can be {', '.join(allowed)}")
         if self.workers != "auto" and self.workers < 0:
             raise InputError(f"workers is {self.workers}; give 0 or more, or 'auto'")
 
@@ -80,6 +77,12 @@ class Settings:
                 near = difflib.get_close_matches(name, known, 1)
                 meant = f"; did you mean '{near[0]}'?" if near else f"; there are {', '.join(known)}"
                 raise InputError(f"train has no setting '{name}'{meant}")
+        for name, allowed in (("precision", get_args(Precision)), ("cache", get_args(Kind))):
+            if options.get(name, "auto") not in allowed:
+                raise InputError(f"{name} is {options[name]!r}; it can be {', '.join(allowed)}")
+        workers = options.get("workers", "auto")
+        if workers != "auto" and not isinstance(workers, int):
+            raise InputError(f"workers is {workers!r}; give a number, or 'auto'")
         recipe = options.get("recipe", Recipe())
         if isinstance(recipe, Mapping):
             recipe = Recipe.from_mapping(dict(recipe))
