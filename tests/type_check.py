@@ -5,4 +5,5 @@ from typing import Any, Self
 from beartype import BeartypeConf, FrozenDict, beartype
 
 # jaxtyping decorates method by method, where beartype cannot know which class `Self` is: it goes unchecked.
-checked = beartype(conf=BeartypeConf(hint_overrides=FrozenDict({Self: Any})))
+# An int is a float where one is asked for, as PEP 484 has it.
+checked = beartype(conf=BeartypeConf(hint_overrides=FrozenDict({Self: Any}), is_pep484_tower=True))

@@ -1,61 +1,67 @@
-"""The verbs of the face: one function each, whatever form the network has."""
+"""The verbs of the face: one function each, whatever form the network has.
 
-from typing import Literal, overload
+A network is a module, an exported program, or an ONNX model (of the ``onnx`` or the ``onnx_ir`` package); the form that goes in comes out.
+"""
+
+from types import ModuleType
+from typing import Any, Literal, TypeVar, overload
 
 from torch import nn
+from torch.export import ExportedProgram
 
 from unbranch.fold.certificate import Certificate
 from unbranch.fold.report import Report
 from unbranch.fold.verify import Sizes, verify_modules
-from unbranch.frontends.modules import (
-    ExampleInputs,
-    Where,
-    arguments,
-    explain_modules,
-    reparameterize_copy,
-    reparameterize_in_place,
-    unwrap,
-)
+from unbranch.frontends import exported, modules
+from unbranch.frontends.modules import ExampleInputs, arguments
+
+Network = TypeVar("Network")
 
 
 @overload
 def reparameterize(
-    model: nn.Module,
+    model: Network,
     example_inputs: ExampleInputs = ...,
     *,
-    where: Where = ...,
+    where: Any = ...,
     cost: str = ...,
+    runtime: str = ...,
     trust: str = ...,
     return_report: Literal[False] = ...,
-) -> nn.Module: ...
+) -> Network: ...
 @overload
 def reparameterize(
-    model: nn.Module,
+    model: Network,
     example_inputs: ExampleInputs = ...,
     *,
-    where: Where = ...,
+    where: Any = ...,
     cost: str = ...,
+    runtime: str = ...,
     trust: str = ...,
     return_report: Literal[True],
-) -> tuple[nn.Module, Report]: ...
+) -> tuple[Network, Report]: ...
 def reparameterize(
-    model: nn.Module,
+    model: Any,
     example_inputs: ExampleInputs = None,
     *,
-    where: Where = None,
+    where: Any = None,
     cost: str = "work",
+    runtime: str = "torch",
     trust: str = "witnessed",
     return_report: bool = False,
-) -> nn.Module | tuple[nn.Module, Report]:
+) -> Any:
     """A copy in which every linear region that pays is one convolution: ``copy(x) == model(x)``, borders included.
 
     Args:
-        model: In eval mode. It is not changed. A parallel or compiled wrapper is taken off.
-        example_inputs: A tensor, a sequence of arguments or a mapping of keyword arguments that ``model`` takes; the model is recorded
-            on it once. None guesses from the model's configuration or its first layer.
-        where: Which places may fold: a glob on module paths (``"backbone.*"``), or a function ``(path, module) -> bool``.
-        cost: ``"work"``: never more multiply-adds and memory traffic than before.
-        trust: ``"witnessed"`` leaves alone what branches on, loops over or computes with the input's size or data;
+        model: A module in eval mode, an exported program or an ONNX model. It is not changed. A parallel or compiled wrapper is
+            taken off.
+        example_inputs: For a module: a tensor, a sequence of arguments or a mapping of keyword arguments that it takes; it is
+            recorded on them once. None guesses from the model's configuration or its first layer. Other forms need none.
+        where: Which places may fold: a glob on module paths (``"backbone.*"``), or a function ``(path, module) -> bool``; node names
+            and nodes for an ONNX model.
+        cost: ``"work"``: never more multiply-adds and memory traffic than before. ``"measure"``: candidates are timed on this machine.
+        runtime: Where ``cost="measure"`` times: ``"torch"``, ``"onnxruntime"`` or ``"openvino"``.
+        trust: For a module: ``"witnessed"`` leaves alone what branches on, loops over or computes with the input's size or data;
             ``"observed"`` believes that every call is like the recorded one.
         return_report: Also return the `Report`.
 
@@ -63,7 +69,8 @@ def reparameterize(
         The copy, of the class given unless the root module itself is the sum; parameters that were folded do not require gradients.
 
     Raises:
-        ValueError: training mode, autocast, an unknown option, or no example input fits.
+        ValueError: training mode, autocast, an unknown option, an invalid model, or no example input fits.
+        TypeError: ``model`` is none of the forms.
 
     Source: structural re-parameterization, Ding et al., RepVGG (CVPR 2021), generalised to any affine region.
 
@@ -72,7 +79,13 @@ def reparameterize(
         >>> reparameterize(block, torch.zeros(1, 3, 9, 9))(torch.zeros(2, 3, 7, 5)).shape
         torch.Size([2, 8, 5, 3])
     """
-    copy, report = reparameterize_copy(model, example_inputs, where=where, cost=cost, trust=trust)
+    options = {"where": where, "cost": cost, "runtime": runtime}
+    if isinstance(model, nn.Module):
+        copy, report = modules.reparameterize_copy(model, example_inputs, trust=trust, **options)
+    elif isinstance(model, ExportedProgram):
+        copy, report = exported.reparameterize_exported(model, **options)
+    else:
+        copy, report = _onnx(model).reparameterize_onnx(model, **options)
     return (copy, report) if return_report else copy
 
 
@@ -80,8 +93,9 @@ def reparameterize_(
     module: nn.Module,
     example_inputs: ExampleInputs = None,
     *,
-    where: Where = None,
+    where: Any = None,
     cost: str = "work",
+    runtime: str = "torch",
     trust: str = "witnessed",
 ) -> Report:
     """`reparameterize` in place: ``module`` itself is folded and stays the object that it is.
@@ -94,15 +108,17 @@ def reparameterize_(
         >>> reparameterize_(net, torch.zeros(1, 3, 9, 9)).changed, net(torch.zeros(1, 3, 5, 5)).shape
         (True, torch.Size([1, 8, 3, 3]))
     """
-    return reparameterize_in_place(module, example_inputs, where=where, cost=cost, trust=trust)
+    options = {"where": where, "cost": cost, "runtime": runtime, "trust": trust}
+    return modules.reparameterize_in_place(module, example_inputs, **options)
 
 
 def explain(
-    model: nn.Module,
+    model: Any,
     example_inputs: ExampleInputs = None,
     *,
-    where: Where = None,
+    where: Any = None,
     cost: str = "work",
+    runtime: str = "torch",
     trust: str = "witnessed",
 ) -> Report:
     """What `reparameterize` would fold, what it would leave alone, and why; changes nothing.
@@ -111,34 +127,69 @@ def explain(
         >>> print(explain(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()).eval()).changed)
         False
     """
-    return explain_modules(model, example_inputs, where=where, cost=cost, trust=trust)
+    options = {"where": where, "cost": cost, "runtime": runtime}
+    if isinstance(model, nn.Module):
+        return modules.explain_modules(model, example_inputs, trust=trust, **options)
+    if isinstance(model, ExportedProgram):
+        return exported.explain_exported(model, **options)
+    return _onnx(model).explain_onnx(model, **options)
 
 
 def verify(
-    before: nn.Module,
-    after: nn.Module,
-    example_inputs: ExampleInputs,
+    before: Any,
+    after: Any,
+    example_inputs: Any = None,
     *,
     sizes: Sizes = None,
     report: Report | None = None,
 ) -> Certificate:
     """Run both on the same inputs and certify ``max|a - b| / max(1, max|b|)`` of every output: 1e-10 in float64, 1e-5 in float32.
 
+    Where rounding alone moves an output of ``before`` by more than that, the limit is four times its own rounding error, and a note
+    says so.
+
     Args:
         before: The network as it was, in eval mode.
-        after: The folded one.
-        example_inputs: As for `reparameterize`.
+        after: The folded one, of the same form.
+        example_inputs: As for `reparameterize`; programs and ONNX models bring or draw their own.
         sizes: Other spatial sizes to run too, such as ``[(96, 160)]``; by default one more that the network takes, or a note that it
             takes none.
         report: The fold's report: the certificate then names the folded place whose output differs most.
 
     Raises:
-        ValueError: one of them is in training mode.
+        ValueError: one of them is in training mode, or a module comes without inputs.
+        TypeError: the two are not of one form.
 
     Example:
         >>> conv = nn.Conv2d(3, 8, 3).eval()
         >>> bool(verify(conv, conv, torch.zeros(1, 3, 9, 9)))
         True
     """
-    args, kwargs = arguments(example_inputs)
-    return verify_modules(unwrap(before)[0], unwrap(after)[0], args, kwargs, sizes, report)
+    if isinstance(before, nn.Module) and isinstance(after, nn.Module):
+        if example_inputs is None:
+            raise ValueError("modules are verified on inputs: pass example_inputs")
+        args, kwargs = arguments(example_inputs)
+        return verify_modules(
+            modules.unwrap(before)[0], modules.unwrap(after)[0], args, kwargs, sizes, report
+        )
+    if isinstance(before, ExportedProgram) and isinstance(after, ExportedProgram):
+        return exported.verify_exported(before, after, example_inputs, sizes=sizes, report=report)
+    if type(before) is not type(after):
+        raise TypeError(
+            f"{type(before).__name__} and {type(after).__name__} cannot be compared: both must be of one form"
+        )
+    return _onnx(before).verify_onnx(before, after, example_inputs, sizes=sizes, report=report)
+
+
+def _onnx(model: Any) -> ModuleType:
+    """The ONNX front end, which is there where its packages are.
+
+    Raises:
+        TypeError: ``model`` is no ONNX model.
+    """
+    kind = type(model)
+    if kind.__module__.partition(".")[0] not in ("onnx", "onnx_ir"):
+        raise TypeError(f"a {kind.__name__} is no module, exported program or ONNX model")
+    from unbranch.frontends import onnx
+
+    return onnx

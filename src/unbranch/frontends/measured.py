@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ from unbranch.runtimes.timing import Run, median_time
 RUNTIMES = ("torch", "onnxruntime", "openvino")
 
 
+@runtime_checkable
 class Clock(Protocol):
     """Seconds that a module takes on some inputs."""
 

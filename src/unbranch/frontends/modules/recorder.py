@@ -9,7 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.nn.modules.module import (
+    _global_forward_hooks_with_kwargs,
+    register_module_forward_hook,
+    register_module_forward_pre_hook,
+)
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -149,9 +153,10 @@ class Recorder:
             self._name(tensor, graph.value(tensor.shape, tensor.dtype))
         with ExitStack() as stack:
             stack.callback(register_module_forward_pre_hook(self._enter).remove)
-            stack.callback(
-                register_module_forward_hook(self._leave, with_kwargs=True, always_call=True).remove
-            )
+            leaving = register_module_forward_hook(self._leave, with_kwargs=True, always_call=True)
+            # A handle forgets this one when it is removed, and torch.compile would go on to warn of a hook.
+            stack.callback(_global_forward_hooks_with_kwargs.pop, leaving.id, None)
+            stack.callback(leaving.remove)
             stack.enter_context(torch.inference_mode())
             stack.enter_context(_Dispatch(self))
             stack.enter_context(_Functions(self))
