@@ -25,7 +25,7 @@ def reparameterize(
     *,
     where: Any = ...,
     cost: str = ...,
-    runtime: str = ...,
+    runtime: str | None = ...,
     trust: str = ...,
     return_report: Literal[False] = ...,
 ) -> Network: ...
@@ -36,7 +36,7 @@ def reparameterize(
     *,
     where: Any = ...,
     cost: str = ...,
-    runtime: str = ...,
+    runtime: str | None = ...,
     trust: str = ...,
     return_report: Literal[True],
 ) -> tuple[Network, Report]: ...
@@ -46,7 +46,7 @@ def reparameterize(
     *,
     where: Any = None,
     cost: str = "work",
-    runtime: str = "torch",
+    runtime: str | None = None,
     trust: str = "witnessed",
     return_report: bool = False,
 ) -> Any:
@@ -60,7 +60,7 @@ def reparameterize(
         where: Which places may fold: a glob on module paths (``"backbone.*"``), or a function ``(path, module) -> bool``; node names
             and nodes for an ONNX model.
         cost: ``"work"``: never more multiply-adds and memory traffic than before. ``"measure"``: candidates are timed on this machine.
-        runtime: Where ``cost="measure"`` times: ``"torch"``, ``"onnxruntime"`` or ``"openvino"``.
+        runtime: Where ``cost="measure"`` times: ``"torch"`` (the default, but for ONNX models), ``"onnxruntime"`` or ``"openvino"``.
         trust: For a module: ``"witnessed"`` leaves alone what branches on, loops over or computes with the input's size or data;
             ``"observed"`` believes that every call is like the recorded one.
         return_report: Also return the `Report`.
@@ -79,7 +79,7 @@ def reparameterize(
         >>> reparameterize(block, torch.zeros(1, 3, 9, 9))(torch.zeros(2, 3, 7, 5)).shape
         torch.Size([2, 8, 5, 3])
     """
-    options = {"where": where, "cost": cost, "runtime": runtime}
+    options = _options(where, cost, runtime)
     if isinstance(model, nn.Module):
         copy, report = modules.reparameterize_copy(model, example_inputs, trust=trust, **options)
     elif isinstance(model, ExportedProgram):
@@ -95,7 +95,7 @@ def reparameterize_(
     *,
     where: Any = None,
     cost: str = "work",
-    runtime: str = "torch",
+    runtime: str | None = None,
     trust: str = "witnessed",
 ) -> Report:
     """`reparameterize` in place: ``module`` itself is folded and stays the object that it is.
@@ -108,8 +108,8 @@ def reparameterize_(
         >>> reparameterize_(net, torch.zeros(1, 3, 9, 9)).changed, net(torch.zeros(1, 3, 5, 5)).shape
         (True, torch.Size([1, 8, 3, 3]))
     """
-    options = {"where": where, "cost": cost, "runtime": runtime, "trust": trust}
-    return modules.reparameterize_in_place(module, example_inputs, **options)
+    options = _options(where, cost, runtime)
+    return modules.reparameterize_in_place(module, example_inputs, trust=trust, **options)
 
 
 def explain(
@@ -118,7 +118,7 @@ def explain(
     *,
     where: Any = None,
     cost: str = "work",
-    runtime: str = "torch",
+    runtime: str | None = None,
     trust: str = "witnessed",
 ) -> Report:
     """What `reparameterize` would fold, what it would leave alone, and why; changes nothing.
@@ -127,7 +127,7 @@ def explain(
         >>> print(explain(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()).eval()).changed)
         False
     """
-    options = {"where": where, "cost": cost, "runtime": runtime}
+    options = _options(where, cost, runtime)
     if isinstance(model, nn.Module):
         return modules.explain_modules(model, example_inputs, trust=trust, **options)
     if isinstance(model, ExportedProgram):
@@ -179,6 +179,11 @@ def verify(
             f"{type(before).__name__} and {type(after).__name__} cannot be compared: both must be of one form"
         )
     return _onnx(before).verify_onnx(before, after, example_inputs, sizes=sizes, report=report)
+
+
+def _options(where: Any, cost: str, runtime: str | None) -> dict[str, Any]:
+    """What every form takes; a runtime that was not named is each form's own default."""
+    return {"where": where, "cost": cost} | ({} if runtime is None else {"runtime": runtime})
 
 
 def _onnx(model: Any) -> ModuleType:

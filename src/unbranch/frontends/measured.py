@@ -23,7 +23,7 @@ from unbranch.fold.replay import Replay
 from unbranch.frontends.modules.emit import emit
 from unbranch.ops import Operand
 from unbranch.runtimes.sessions import onnx_runtime, openvino
-from unbranch.runtimes.timing import Run, median_time
+from unbranch.runtimes.timing import Run, least_time
 
 RUNTIMES = ("torch", "onnxruntime", "openvino")
 
@@ -33,7 +33,7 @@ class Clock(Protocol):
     """Seconds that a module takes on some inputs."""
 
     def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> float:
-        """The median of a few runs."""
+        """The least of a few runs."""
         ...
 
 
@@ -45,7 +45,7 @@ def clock_of(runtime: str) -> Clock:
         ModuleNotFoundError: it is not installed.
     """
     if runtime == "torch":
-        return lambda module, inputs: median_time(_torch(module, inputs))
+        return lambda module, inputs: least_time(_torch(module, inputs))
     if runtime not in RUNTIMES:
         raise ValueError(f"runtime={runtime!r} is none of {', '.join(RUNTIMES)}")
     return lambda module, inputs: _file_time(
@@ -69,7 +69,7 @@ def _file_time(module: nn.Module, inputs: tuple[Tensor, ...], prepare: Callable[
         if program is None:
             raise RuntimeError("the exporter returned no program")
         program.save(path, external_data=False)
-        return median_time(prepare(path, inputs, 1))
+        return least_time(prepare(path, inputs, 1))
 
 
 @dataclass

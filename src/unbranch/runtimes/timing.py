@@ -57,10 +57,10 @@ def time_pair(before: Run, after: Run, *, pairs: int = 50, seconds: float = 30.0
     return summarize(samples)
 
 
-def median_time(run: Run, *, samples: int = 15, warmup: int = 3) -> float:
-    """The median of `samples` samples of one run alone, in seconds."""
+def least_time(run: Run, *, samples: int = 15, warmup: int = 3) -> float:
+    """The least of `samples` samples of one run alone, in seconds: what it takes when nothing else wants the machine."""
     repeats = _repeats(run, warmup)
-    return float(np.median([_sample(run, repeats) for _ in range(samples)]))
+    return min(_sample(run, repeats) for _ in range(samples))
 
 
 def summarize(samples: Sequence[tuple[float, float]]) -> Paired:

@@ -14,6 +14,7 @@ from unbranch.fold.facts import Fact
 
 _PAD_MODES = {"zeros": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
 _WRAP_SINCE = 19
+_END = 2**63 - 1
 
 
 @dataclass
@@ -119,6 +120,10 @@ def _constant(made: Emitted, tensor: Tensor, name: str) -> ir.Value:
     return value
 
 
+def _integers(made: Emitted, numbers: list[int], name: str) -> ir.Value:
+    return _constant(made, torch.tensor(numbers, dtype=torch.int64), name)
+
+
 def _node(
     made: Emitted, kind: str, inputs: list[ir.Value], name: str, **attributes: str | int | float | list[int]
 ) -> ir.Value:
@@ -176,6 +181,18 @@ def _matrix(
         _node(made, "Add", [value, constant(affine.bias, "bias")], unique(f"{name}.add"))
 
 
+def _cropped(
+    made: Emitted, g: Geometry, source: ir.Value, name: str, unique: Callable[[str], str]
+) -> ir.Value:
+    """What negative padding leaves: a node of its own, for a convolution node does not take it."""
+    cut = [axis for axis, sides in enumerate(g.padding) if min(sides) < 0]
+    starts = [max(0, -g.padding[axis][0]) for axis in cut]
+    ends = [min(0, g.padding[axis][1]) or _END for axis in cut]
+    bounds = {"starts": starts, "ends": ends, "axes": [axis + 2 for axis in cut]}
+    listed = [_integers(made, numbers, unique(f"{name}.{role}")) for role, numbers in bounds.items()]
+    return _node(made, "Slice", [source, *listed], unique(f"{name}.crop"))
+
+
 def _convolution(
     made: Emitted,
     affine: Affine,
@@ -190,12 +207,14 @@ def _convolution(
     if kind == "ConvTranspose":
         attributes["output_padding"] = [max(0, -after) for _, after in pads]
         pads = tuple((before, max(0, after)) for before, after in pads)
+    elif g.is_cropped:
+        source = _cropped(made, g, source, name, unique)
+        pads = tuple((max(0, b), max(0, a)) for b, a in pads)
     elif _padded_beside(g):
-        beside = pads if g.mode != "zeros" else tuple((min(0, b), min(0, a)) for b, a in pads)
-        pads = tuple((b - x, a - y) for (b, a), (x, y) in zip(pads, beside, strict=True))
-        sides = [0, 0, *(b for b, _ in beside), 0, 0, *(a for _, a in beside)]
-        listed = _constant(made, torch.tensor(sides, dtype=torch.int64), unique(f"{name}.pads"))
+        sides = [0, 0, *(b for b, _ in pads), 0, 0, *(a for _, a in pads)]
+        listed = _integers(made, sides, unique(f"{name}.pads"))
         source = _node(made, "Pad", [source, listed], unique(f"{name}.pad"), mode=_PAD_MODES[g.mode])
+        pads = ((0, 0),) * g.rank
     inputs = [source, constant(affine.module_weight(), "weight")]
     inputs += [] if affine.bias is None else [constant(affine.bias, "bias")]
     _node(

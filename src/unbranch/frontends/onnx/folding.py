@@ -14,13 +14,14 @@ from unbranch.affine import NotLinear
 from unbranch.fold.facts import Fact
 from unbranch.fold.graph import Node
 from unbranch.fold.interpret import Interpretation, interpret
-from unbranch.fold.plan import Plan, WorkCosts, plan
+from unbranch.fold.plan import Plan, plan
 from unbranch.fold.report import Folded, Refused, Report, Totals
 from unbranch.fold.totals import totals, totals_of_map
 from unbranch.frontends.onnx.checking import check_model, name_of
 from unbranch.frontends.onnx.constants import Free, find_free
-from unbranch.frontends.onnx.emit import check_emittable, extra_work, kind_of
+from unbranch.frontends.onnx.emit import check_emittable, kind_of
 from unbranch.frontends.onnx.files import from_any, to_like
+from unbranch.frontends.onnx.measured import costs_of
 from unbranch.frontends.onnx.reading import Reading, main_node, read_graph
 from unbranch.frontends.onnx.sizes import SizeReaders
 from unbranch.frontends.onnx.standins import stand_ins
@@ -119,15 +120,13 @@ def _is_float(dtype: ir.DataType | None) -> bool:
     return dtype is not None and dtype.is_floating_point()
 
 
-def prepare(model: ir.Model, where: Where, cost: str) -> Folding:
+def prepare(model: ir.Model, where: Where, cost: str, runtime: str) -> Folding:
     """Read and plan ``model``, which is ours to change later.
 
     Raises:
         OnnxError: the model is one that cannot be folded.
         ValueError: an option is none of those known.
     """
-    if cost != "work":
-        raise ValueError(f"cost={cost!r} is not known for ONNX models: 'work'")
     check_model(model)
     free = find_free(model.graph)
     sweeps: list[Sweep] = []
@@ -152,7 +151,7 @@ def prepare(model: ir.Model, where: Where, cost: str) -> Folding:
                 refused[id(fact)] = str(error)
         return refused
 
-    chosen = plan(known[0], WorkCosts(readings[0].graph, extra_work), check)
+    chosen = plan(known[0], costs_of(cost, runtime, model, readings[0], sweeps[0]), check)
     return Folding(model, free, sweeps, readings, known, chosen, tuple(_notes(model)))
 
 
@@ -201,12 +200,17 @@ def _notes(model: ir.Model) -> list[str]:
 
 @overload
 def reparameterize_onnx(
-    model: onnx.ModelProto, where: Where = ..., cost: str = ...
+    model: onnx.ModelProto, where: Where = ..., cost: str = ..., runtime: str = ...
 ) -> tuple[onnx.ModelProto, Report]: ...
 @overload
-def reparameterize_onnx(model: ir.Model, where: Where = ..., cost: str = ...) -> tuple[ir.Model, Report]: ...
 def reparameterize_onnx(
-    model: onnx.ModelProto | ir.Model, where: Where = None, cost: str = "work"
+    model: ir.Model, where: Where = ..., cost: str = ..., runtime: str = ...
+) -> tuple[ir.Model, Report]: ...
+def reparameterize_onnx(
+    model: onnx.ModelProto | ir.Model,
+    where: Where = None,
+    cost: str = "work",
+    runtime: str = "onnxruntime",
 ) -> tuple[onnx.ModelProto | ir.Model, Report]:
     """A model in which every linear region that pays is one convolution, and what was done: ``folded(x) == model(x)``.
 
@@ -216,7 +220,8 @@ def reparameterize_onnx(
     Args:
         model: Opset 13 or newer, not quantized. Symbolic dimensions may be any size.
         where: Which places may fold: a glob on node names (``"/stage1/*"``), or a function ``(name, node) -> bool``.
-        cost: ``"work"``: never more multiply-adds and memory traffic than before.
+        cost: ``"work"``: never more multiply-adds and memory traffic than before; ``"measure"``: timed in ``runtime``.
+        runtime: ``"onnxruntime"`` or ``"openvino"``.
 
     Raises:
         OnnxError: the model cannot be folded: one line says why and what to do.
@@ -231,11 +236,16 @@ def reparameterize_onnx(
         (['Mul'], 1)
     """
     ours = from_any(model)
-    report = prepare(ours, where, cost).run(applied=True)
+    report = prepare(ours, where, cost, runtime).run(applied=True)
     return to_like(ours, model), report
 
 
-def explain_onnx(model: onnx.ModelProto | ir.Model, where: Where = None, cost: str = "work") -> Report:
+def explain_onnx(
+    model: onnx.ModelProto | ir.Model,
+    where: Where = None,
+    cost: str = "work",
+    runtime: str = "onnxruntime",
+) -> Report:
     """What `reparameterize_onnx` would fold, what it would leave alone, and why.
 
     Example:
@@ -243,4 +253,4 @@ def explain_onnx(model: onnx.ModelProto | ir.Model, where: Where = None, cost: s
         >>> explain_onnx(onnx.parser.parse_model(text)).changed
         False
     """
-    return prepare(from_any(model), where, cost).run(applied=False)
+    return prepare(from_any(model), where, cost, runtime).run(applied=False)
