@@ -93,7 +93,13 @@ def exported(
             dynamic_axes={name: dict(axes) for name, axes in (dynamic or {}).items()},
             opset_version=opset,
         )
-    return onnx.load_from_string(buffer.getvalue())
+    model = onnx.load_from_string(buffer.getvalue())
+    for attribute in (a for node in model.graph.node if node.op_type == "Transpose" for a in node.attribute):
+        order = [
+            axis % len(attribute.ints) for axis in attribute.ints
+        ]  # the exporter writes -1 for movedim, which is invalid
+        attribute.ints[:] = order
+    return model
 
 
 def exported_by_dynamo(

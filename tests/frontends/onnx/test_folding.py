@@ -135,9 +135,9 @@ CASES: list[tuple[str, str, dict[str, tuple[int, ...]], dict[str, int]]] = [
     ),
     (
         "a crop",
-        "(float[1,4,7,7] x) => (float[1,4,5,7] y) { a = Conv (x, w1) s = Slice (a, one, minus, two) y = Conv (s, w2) }",
+        "(double[1,4,7,7] x) => (double[1,4,5,7] y) { a = Conv (x, w1) s = Slice (a, one, minus, two) y = Conv (s, w2) }",
         {"w1": (4, 4, 1, 1), "w2": (4, 4, 1, 1)},
-        {"Pad": 1, "Conv": 1},
+        {"Slice": 1, "Conv": 1},
     ),
 ]
 INTS: dict[str, tuple[int, ...]] = {

@@ -1,32 +1,45 @@
-"""Random networks: folded and original agree in float64, and the folded one does never more work."""
+"""Random networks: folded and original agree, and the folded one never does more work."""
 
 import os
 
 import pytest
 import torch
+from torch import nn
 
 from tests.frontends.onnx.models import exported, folded
-from tests.graphs import random_network
+from tests.graphs import Border, random_network
 
-EVERYDAY = 60
-SEEDS = int(os.environ.get("UNBRANCH_RANDOM_GRAPHS", EVERYDAY))
-BATCHES = 6
+SEEDS = int(os.environ.get("UNBRANCH_RANDOM_GRAPHS", "60"))
+PARTS = 6
+
+
+def runs_in_the_reference(network: nn.Module) -> bool:
+    """ONNX's reference implementation knows no negative padding, and transposed convolutions of images only."""
+    return not any(
+        isinstance(layer, nn.modules.conv._ConvTransposeNd)
+        or (isinstance(layer, Border) and min(layer.sides) < 0)
+        for layer in network.modules()
+    )
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("part", range(BATCHES))
+@pytest.mark.parametrize("part", range(PARTS))
 def test_random_networks_keep_their_function(part: int) -> None:
-    changed = 0
-    for seed in range(part, SEEDS, BATCHES):
+    """In float64 where there are kernels for it, else in float32."""
+    changed = read = 0
+    for seed in range(part, SEEDS, PARTS):
         network, example = random_network(seed, rank=2 if seed % 3 else 1, depth=10)
+        if not runs_in_the_reference(network):
+            network, example = network.float(), example.float()
         try:
             model = exported(network, example)
         except torch.onnx.errors.UnsupportedOperatorError:  # the older exporter does not have them all
             continue
         _, report = folded(model)
+        read += 1
         changed += report.changed
         assert (
-            report.after.multiply_adds <= report.before.multiply_adds * (1 + 1e-9)
-            or report.after.ops < report.before.ops
+            report.after.multiply_adds <= report.before.multiply_adds or report.after.ops < report.before.ops
         )
-    assert changed >= SEEDS // BATCHES // 4
+    assert read >= SEEDS // PARTS // 2
+    assert changed >= read // 4
