@@ -13,7 +13,7 @@ import torch
 
 from tests.detect.data_sets import squares
 from tests.detect.lives import SETTINGS, differences, finish, rows, start, state
-from unbranch.detect import InputError, train, validate
+from unbranch.detect import InputError, Plan, export, train, validate
 from unbranch.detect.checkpoint import load_extra, load_model
 
 EPOCHS = 3
@@ -158,7 +158,7 @@ def test_a_used_folder_is_not_overwritten(data: Path, unbroken: Path) -> None:
 def test_resume_needs_a_training_and_nothing_else(data: Path, unbroken: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no training"):
         train(folder=tmp_path, resume=True)
-    with pytest.raises(InputError, match="has its own data and settings"):
+    with pytest.raises(InputError, match="has its own data, model and settings"):
         train(data, folder=unbroken, resume=True)
 
 
@@ -205,6 +205,31 @@ def test_validation_of_weights_a_module_and_a_function_agree(data: Path, unbroke
     for metrics in results:
         assert metrics.map50 == pytest.approx(written["map50"], abs=1e-3)
         assert metrics.map == pytest.approx(written["map"], abs=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("suffix", [".onnx", ".xml"])
+def test_exported_files_measure_as_the_weights(
+    data: Path, unbroken: Path, tmp_path: Path, suffix: str, dynamic: bool
+) -> None:
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("openvino")
+    pictures = str(data.parent / "images" / "val")
+    file = export(unbroken / "best.safetensors", tmp_path / f"a{suffix}", Plan(64, 3, dynamic), pictures).path
+    ours, theirs = (validate(w, data, size=64).metrics for w in (unbroken / "best.safetensors", file))
+    assert theirs.map50 == pytest.approx(ours.map50, abs=1e-3)
+    assert theirs.confusion.tolist() == ours.confusion.tolist()
+
+
+@pytest.mark.slow
+def test_the_weights_of_a_training_are_a_model_to_start_from(
+    data: Path, unbroken: Path, tmp_path: Path
+) -> None:
+    network = {key: value for key, value in options().items() if key != "network"}
+    result = train(data, unbroken / "best.safetensors", folder=tmp_path / "next", **network)
+    assert load_model(result.last).description.channels == (8, 8, 16, 16, 16)
+    assert json.loads((tmp_path / "next" / "settings.json").read_text())["settings"]["weights"]
 
 
 def test_weights_of_other_classes_are_refused(unbroken: Path, tmp_path: Path) -> None:

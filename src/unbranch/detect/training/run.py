@@ -35,6 +35,8 @@ from unbranch.detect.training.settings import Job, Settings
 from unbranch.detect.training.weights import take_weights
 from unbranch.models.yolov5 import Description, YOLOv5, yolov5
 
+DEFAULT_MODEL = "yolov5n"
+
 
 @dataclass(frozen=True)
 class TrainResult:
@@ -50,7 +52,7 @@ class TrainResult:
 
 def train(
     data: str | Path | Mapping[str, Any] | None = None,
-    model: str | Path | Mapping[str, Any] | Description = "yolov5n",
+    model: str | Path | Mapping[str, Any] | Description | None = None,
     folder: str | Path = "runs/train",
     resume: bool = False,
     quiet: bool = False,
@@ -59,9 +61,9 @@ def train(
     """Train a YOLOv5 on `data`; everything it leaves lies in `folder`.
 
     data: a data.yaml, a folder (VOC, COCO, YOLO), or a mapping, see `data.open_spec`. model: a name
-    (`yolov5n` …), a description, or a YAML file of one. settings: see `Settings`; the same names are the
-    command line's options. resume: go on with the training in `folder` from its last whole epoch; data, model
-    and settings are then its own.
+    (`yolov5n` …), weights to start from (`.safetensors`), a description, or a YAML file of one. settings: see
+    `Settings`; the same names are the command line's options. resume: go on with the training in `folder`
+    from its last whole epoch; data, model and settings are then its own.
 
     Repeatable: the same data, settings and number of threads give the same weights, interrupted or not.
 
@@ -75,7 +77,12 @@ def train(
         True
     """
     out = Path(folder)
-    job = _resumed_job(out, data, settings) if resume else _new_job(out, data, model, settings)
+    if resume:
+        if data is not None or model is not None or settings:
+            raise InputError("a resumed training has its own data, model and settings; give only its folder")
+        job = Job.read(out)
+    else:
+        job = _new_job(out, data, DEFAULT_MODEL if model is None else model, settings)
     narrator = Narrator(quiet or not _is_first())
     with _quiet_lightning():
         return _run(job, out, narrator)
@@ -110,12 +117,6 @@ def _lasting(data: str | Path | Mapping[str, Any]) -> str | dict[str, Any]:
     if isinstance(data, Mapping):
         return {**data, "path": str(Path(data.get("path", ".")).absolute())}
     return str(Path(data).absolute())
-
-
-def _resumed_job(out: Path, data: Any, options: Mapping[str, Any]) -> Job:
-    if data is not None or options:
-        raise InputError("a resumed training has its own data and settings; give only its folder")
-    return Job.read(out)
 
 
 def description_of(model: Any) -> str | dict[str, Any]:
