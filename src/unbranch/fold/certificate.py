@@ -23,7 +23,7 @@ def fold_error(after: Tensor, before: Tensor) -> float:
     if before.numel() == 0:
         return 0.0
     a, b = after.detach().cpu().double(), before.detach().cpu().double()
-    gap = torch.where(a == b, 0.0, (a - b).abs()).nan_to_num(nan=float("inf"))
+    gap = torch.where(a == b, 0.0, (a - b).abs()).nan_to_num(nan=float("inf"), posinf=float("inf"))
     gap = torch.where(a.isnan() & b.isnan(), 0.0, gap)
     finite = b[b.isfinite()].abs()
     return float(gap.max()) / max(1.0, float(finite.max()) if finite.numel() else 1.0)

@@ -7,13 +7,24 @@ them, a comparison or a conversion to a plain number reports to the recorder and
 
 import math
 import operator
+import sys
 from collections.abc import Callable
-from typing import Any
+from types import CodeType, FrameType
+from typing import Any, no_type_check
 
 import numpy
 import torch
 
 Plain = int | float | bool
+Place = tuple[int, CodeType, int]
+"""One instruction of one running Python function."""
+
+READ = "a number read from the input's size"
+
+
+def place_of(frame: FrameType) -> Place:
+    """The instruction that a running function is at."""
+    return id(frame), frame.f_code, frame.f_lasti
 
 
 class Sized:
@@ -21,8 +32,11 @@ class Sized:
 
     __slots__ = ("_report", "_value")
 
-    def __init__(self, value: Plain, report: Callable[[str], None]) -> None:
-        """``report`` is called with what was asked whenever the plain value leaves."""
+    def __init__(self, value: Plain, report: Callable[[str, Place | None], None]) -> None:
+        """``report`` is called with what was asked whenever the plain value leaves, and where, if C code asked.
+
+        Torch looks at its arguments before it shows a call to anyone: only that call tells such a look from a real reading.
+        """
         self._value = value
         self._report = report
 
@@ -41,10 +55,10 @@ class Sized:
 
     def __getattr__(self, name: str) -> Any:
         """What a plain number has beyond arithmetic, such as ``bit_length`` and ``is_integer``."""
-        return getattr(self._leave("a number read from the input's size"), name)
+        return getattr(self._leave(READ), name)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
-        return numpy.asarray(self._leave("a number read from the input's size"), dtype)
+        return numpy.asarray(self._leave(READ), dtype)
 
     def __deepcopy__(self, memo: dict) -> Plain:
         return self._value
@@ -62,20 +76,22 @@ class Sized:
         return self._leave("a look-up by size")
 
     def _leave(self, what: str) -> Any:
-        self._report(what)
+        self._report(what, None)
         return self._value
 
     def __bool__(self) -> bool:
         return bool(self._leave("a branch on the input's size"))
 
     def __int__(self) -> int:
-        return int(self._leave("a number read from the input's size"))
+        return int(self._leave(READ))
 
+    @no_type_check  # the caller's frame is asked for
     def __index__(self) -> int:
-        return operator.index(self._leave("a number read from the input's size"))
+        self._report(READ, place_of(sys._getframe(1)))
+        return operator.index(self._value)
 
     def __float__(self) -> float:
-        return float(self._leave("a number read from the input's size"))
+        return float(self._leave(READ))
 
 
 def _keeping(function: Callable[..., Any], reflected: bool = False) -> Callable[..., Any]:

@@ -1,10 +1,11 @@
 """Record a model: one run on example inputs becomes a flat graph of ATen ops, each tagged with the module call it ran in."""
 
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, no_type_check
 
 import torch
 from torch import Tensor, nn
@@ -19,42 +20,27 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from unbranch.fold.graph import Graph, Node
 from unbranch.frontends.modules.frames import Frame
-from unbranch.frontends.modules.numbers import Size, Sized, is_sized, mentions_size, plain
+from unbranch.frontends.modules.numbers import (
+    READ,
+    Place,
+    Size,
+    Sized,
+    is_sized,
+    mentions_size,
+    place_of,
+    plain,
+)
+from unbranch.frontends.modules.torch_calls import (
+    FILLS,
+    READ_BACK,
+    SIZES,
+    THROUGH_VIEWS,
+    arranges,
+    bounds,
+    written,
+)
 from unbranch.frontends.modules.trees import attributes_of, leaves, replaced, tensors_of
-from unbranch.ops import Identity, Operand, Permute, Reshape
-
-READ_BACK = {
-    Tensor.item,
-    Tensor.tolist,
-    Tensor.numpy,
-    Tensor.__array__,
-    Tensor.__bool__,
-    Tensor.__int__,
-    Tensor.__float__,
-    Tensor.__index__,
-    Tensor.__contains__,
-    torch.equal,
-    torch.allclose,
-    torch.is_nonzero,
-}
-"""What brings a value's numbers into Python, where anything may be done with them."""
-
-SIZES = {
-    Tensor.shape.__get__,  # pyright: ignore[reportAttributeAccessIssue]
-    Tensor.size,
-    Tensor.numel,
-    Tensor.nelement,
-    torch.numel,
-    Tensor.__len__,
-    Tensor.stride,
-}
-"""What asks a value for its size."""
-
-FILLS = {"aten.copy_.default", "aten.fill_.Scalar", "aten.fill_.Tensor", "aten.zero_.default"}
-"""What overwrites a view whole."""
-
-THROUGH_VIEWS = FILLS | {"aten.slice.Tensor", "aten.select.int", "write"}
-"""What a write into a slice leaves behind beside the written value."""
+from unbranch.ops import Operand
 
 LEAKED = "it is given a number, or a constant, that was read from the input"
 
@@ -124,7 +110,9 @@ class _Functions(TorchFunctionMode):
         super().__init__()
         self.recorder = recorder
 
+    @no_type_check  # the caller's frame is asked for
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.recorder.looked_at.discard(place_of(sys._getframe(1)))
         return self.recorder.called(func, args, kwargs or {})
 
 
@@ -142,6 +130,7 @@ class Recorder:
         self.recording = Recording(graph, Frame(model, "", None))
         self.stack: list[Frame] = []
         self.by_size = 0
+        self.looked_at: set[Place] = set()
         self.slices: dict[int, tuple[int, int, int | None]] = {}
         self.memory: dict[StorageWeakRef, dict[ViewKey, int]] = defaultdict(dict)
         self.owned = {id(tensor) for tensor in tensors}
@@ -202,6 +191,7 @@ class Recorder:
 
     def _leave(self, module: nn.Module, args: Any, *rest: Any) -> None:
         """``rest`` is the arguments by name and the output, or less where the forward raised."""
+        self.settle()
         frame = self.stack.pop()
         frame.last = len(self.recording.graph.nodes)
         if len(rest) == 2:
@@ -221,6 +211,7 @@ class Recorder:
                 frame.parent.distrust(LEAKED)
 
     def _entered(self, module: nn.Module, args: Any) -> None:
+        self.settle()
         parent = self.stack[-1] if self.stack else None
         frame = Frame(module, self.paths.get(id(module), type(module).__name__), parent)
         if parent is None:
@@ -240,10 +231,18 @@ class Recorder:
         self.recording.calls[id(module)].append(frame)
         self.stack.append(frame)
 
-    def doubt(self, why: str) -> None:
-        """The call that runs now may do something else for another input."""
-        if self.stack and why not in self.stack[-1].doubts and not self.stack[-1].is_torch:
+    def doubt(self, why: str, place: Place | None = None) -> None:
+        """The call that runs now may do something else for another input; ``place`` defers that to `settle`."""
+        if place is not None:
+            self.looked_at.add(place)
+        elif self.stack and why not in self.stack[-1].doubts and not self.stack[-1].is_torch:
             self.stack[-1].doubts.append(why)
+
+    def settle(self) -> None:
+        """Sizes that C code looked at, and that were no arguments of a torch function, were read for good."""
+        if self.looked_at:
+            self.looked_at.clear()
+            self.doubt(READ)
 
     def called(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """Run one torch function; sizes go in as plain numbers and come out as `Sized`."""
@@ -275,7 +274,7 @@ class Recorder:
         reading = [tensor for tensor in tensors_of((args, kwargs)) if id(tensor) in self.owned]
         for tensor in reading:
             self.recording.reads[id(tensor)].add(self.stack[-1] if self.stack else None)
-        targets = _written(func, args, kwargs)
+        targets = written(func, args, kwargs)
         if any(id(tensor) in self.owned for tensor in targets):
             self.doubt("it writes to a parameter or a buffer")
         result = func(*args, **kwargs)
@@ -286,7 +285,7 @@ class Recorder:
         values = [graph.value(tensor.shape, tensor.dtype) for tensor in outputs]
         node = self._append(str(func), traced, values)
         if node.spelling in ("aten.slice.Tensor", "aten.select.int"):
-            self.slices[node.index] = _bounds(node.spelling, args)
+            self.slices[node.index] = bounds(node.spelling, args)
         for tensor in targets:
             self._overwritten(node, tensor, args, values[0])
         for tensor, value in zip(outputs, values, strict=True):
@@ -295,7 +294,7 @@ class Recorder:
 
     def _append(self, spelling: str, traced: Any, values: list[Operand], reason: str | None = None) -> Node:
         graph = self.recording.graph
-        if self.by_size and not _arranges(spelling, traced):
+        if self.by_size and not arranges(spelling, traced):
             reason = reason or "an argument is computed from the input's size"
         traced = replaced(traced, self._snapshot)
         node = graph.call(spelling, traced[0], traced[1], values, reason)
@@ -372,29 +371,3 @@ class Recorder:
 
 def _key(tensor: Tensor) -> ViewKey:
     return int(tensor.storage_offset()), tuple(tensor.shape), tensor.stride(), tensor.dtype
-
-
-def _written(func: Any, args: Any, kwargs: dict[str, Any]) -> list[Tensor]:
-    """The tensors that an op writes to."""
-    targets: list[Tensor] = []
-    for position, argument in enumerate(func._schema.arguments):
-        if argument.alias_info is None or not argument.alias_info.is_write:
-            continue
-        given = args[position] if position < len(args) else kwargs.get(argument.name)
-        targets.extend(tensors_of(given))
-    return targets
-
-
-def _arranges(spelling: str, traced: Any) -> bool:
-    """The op only moves elements, so a size among its arguments is what one expects."""
-    probe = Graph()
-    node = probe.call(spelling, traced[0], traced[1], [Operand((1,))])
-    return isinstance(node.records[0], Reshape | Permute | Identity)
-
-
-def _bounds(spelling: str, args: Any) -> tuple[int, int, int | None]:
-    axis = args[1] if len(args) > 1 else 0
-    start = (args[2] if len(args) > 2 else 0) or 0
-    if spelling == "aten.select.int":
-        return axis, start, None if start == -1 else start + 1
-    return axis, start, args[3] if len(args) > 3 else None

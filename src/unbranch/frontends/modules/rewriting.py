@@ -119,6 +119,10 @@ class Rewriter:
             return (
                 f"{site.frame.path or 'the root module'}: an end of it lies inside one of the module's calls"
             )
+        try:
+            self._removable(trace, site.fact.members, self._later_uses(trace, site.fact))
+        except NotLinear as error:
+            return f"{site.frame.path or 'the root module'}: {error}"
         return None
 
     def _trace_all(self, frames: Sequence[Frame]) -> None:
@@ -140,7 +144,7 @@ class Rewriter:
         for number, (site, layer) in enumerate(sites):
             name = f"folded_{number}"
             graph_module.add_submodule(name, layer)
-            source, target = trace.holders[site.fact.source], trace.holders[site.fact.value]
+            source, uses = trace.holders[site.fact.source], self._later_uses(trace, site.fact)
             last = (
                 [node for node in graph.nodes if node.op == "placeholder"][-1]
                 if source.op == "placeholder"
@@ -148,12 +152,11 @@ class Rewriter:
             )
             with graph.inserting_after(last):
                 call = graph.call_module(name, (source,))
-            target.replace_all_uses_with(call)
-            self._redirect(trace, site.fact, target, call)
+            for node, user in uses:
+                user.replace_input_with(node, call)
         members = frozenset().union(*(site.fact.members for site, _ in sites))
-        for node in reversed(graph.nodes):
-            if trace.ran.get(node) and trace.ran[node] - self.recording.graph.unread <= members:
-                graph.erase_node(node)
+        for node in self._removable(trace, members):
+            graph.erase_node(node)
         graph.eliminate_dead_code(
             lambda node: node.op in ("placeholder", "output") or bool(trace.ran.get(node)) or _writes(node)
         )
@@ -162,18 +165,39 @@ class Rewriter:
         graph_module.recompile()
         return graph_module.eval()
 
-    def _redirect(self, trace: Trace, fact: Fact, target: fx.Node, call: fx.Node) -> None:
-        """Whoever looks, once the region has run, at memory that its last op wrote to in place reads the region's value there."""
-        nodes = self.recording.graph.nodes
+    def _removable(
+        self, trace: Trace, members: frozenset[int], replaced: Sequence[tuple[fx.Node, fx.Node]] = ()
+    ) -> list[fx.Node]:
+        """The nodes that go away with a region, last first; ``replaced`` holds the uses that its layer will take over.
+
+        Raises:
+            NotLinear: one of them is looked at by what stays, such as the size of a value inside.
+        """
+        removed: dict[fx.Node, None] = {}
+        for node in reversed(trace.module.graph.nodes):
+            ran = trace.ran.get(node, frozenset())
+            users = [user for user in node.users if user not in removed and (node, user) not in replaced]
+            if ran and ran - self.recording.graph.unread <= members:
+                if users:
+                    raise NotLinear(f"{node.name} is looked at by {users[0].name}, which is no part of it")
+                removed[node] = None
+            elif not (ran or users or node.op in ("placeholder", "output") or _writes(node)):
+                removed[node] = None
+        return list(removed)
+
+    def _later_uses(self, trace: Trace, fact: Fact) -> list[tuple[fx.Node, fx.Node]]:
+        """(node, user) where the user reads the region's value: of its last op, or of memory that this op wrote to in place."""
+        nodes, producers = self.recording.graph.nodes, self.recording.graph.producers
         place = {node: position for position, node in enumerate(trace.module.graph.nodes)}
+        target = trace.holders[fact.value]
+        uses = [(target, user) for user in target.users]
         value = fact.value
-        while (index := self.recording.graph.producers[value].index) in fact.members and is_in_place(
-            nodes[index]
-        ):
-            value = nodes[index].inputs[0]
-            for holder in [trace.holders[value]] if value in trace.holders else []:
-                for user in [user for user in holder.users if place[user] > place[target]]:
-                    user.replace_input_with(holder, call)
+        while (last := producers[value].index) in fact.members and is_in_place(nodes[last]):
+            value = nodes[last].inputs[0]
+            holder = trace.holders.get(value, target)
+            if holder is not target:
+                uses += [(holder, user) for user in holder.users if place[user] > place[target]]
+        return uses
 
     def _make_trace(self, frame: Frame, args: tuple[Any, ...]) -> Trace:
         where = frame.path or "the root module"
