@@ -9,6 +9,7 @@ from torch.fx import Graph, Node
 
 from unbranch.affine import Geometry
 from unbranch.frontends.exported.sizes import difference
+from unbranch.frontends.exported.strides import FAILURES, evaluated
 from unbranch.frontends.modules.emit import native_padding, output_padding
 
 aten = torch.ops.aten
@@ -48,12 +49,25 @@ class Calls:
         """One call."""
         node = self.graph.call_function(target, args, kwargs)
         node.meta = dict(self.meta)
-        values = torch.fx.node.map_arg(args, lambda n: n.meta["val"])
-        tensors = [n.meta["val"] for n in node.all_input_nodes if isinstance(n.meta["val"], torch.Tensor)]
-        with tensors[0].fake_mode:
-            node.meta["val"] = target(*values, **kwargs)
+        node.meta["val"] = evaluated(node, {})
         self.made.append(node)
         return node
+
+    def repeat(self, move: Node, value: Node, copies: dict[Node, Node]) -> Node:
+        """A view of the region, of ``value`` instead; where it does not lie so that this works, of a copy."""
+        first = move.args[0]
+        node = self.graph.node_copy(move, lambda n: value if n is first else copies[n])
+        try:
+            node.meta["val"] = evaluated(node, {})
+        except FAILURES:
+            self.graph.erase_node(node)
+            return self.repeat(move, self.row_major(value), copies)
+        self.made.append(node)
+        return node
+
+    def row_major(self, x: Node) -> Node:
+        """A contiguous copy."""
+        return self.call(aten.clone.default, x, memory_format=torch.contiguous_format)
 
     def map(self, geometry: Geometry, x: Node, weight: Node, bias: Node | None = None) -> Node:
         """``weight * x + bias``."""
@@ -106,7 +120,7 @@ class Calls:
         ]
         rows = prod(lead) if all(isinstance(n, int) for n in lead) else -1
         if not _is_row_major(x.meta["val"]):
-            x = self.call(aten.clone.default, x, memory_format=torch.contiguous_format)
+            x = self.row_major(x)
         flat = self.call(aten.view.default, x, [rows, shape[-1]])
         product = self._product(flat, matrix, bias)
         return self.call(aten.view.default, product, [*lead, weight.meta["val"].shape[0]])

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from functools import partial
 from math import prod
 from typing import Any, TypeAlias
 
@@ -10,17 +11,19 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.fx import Node
 
-from unbranch.affine import ELEMENT, NotLinear
+from unbranch.affine import ELEMENT, Affine, NotLinear
+from unbranch.affine import cost as cost_of
 from unbranch.fold.facts import Fact
 from unbranch.fold.interpret import Interpretation, interpret
-from unbranch.fold.plan import Plan, WorkCosts, plan
+from unbranch.fold.plan import Plan, plan
 from unbranch.fold.report import Folded, Refused, Report, Totals
 from unbranch.fold.totals import totals, totals_of_map
 from unbranch.frontends.exported.placing import Place, find
 from unbranch.frontends.exported.reading import read_program
 from unbranch.frontends.exported.sizes import Numbers
 from unbranch.frontends.exported.values import Reading
-from unbranch.frontends.exported.writing import Writer
+from unbranch.frontends.exported.writing import Writer, is_core
+from unbranch.frontends.measured import costs_of
 from unbranch.frontends.modules.emit import native_padding
 
 Where: TypeAlias = str | Callable[[str, Node], bool] | None
@@ -35,6 +38,7 @@ class Folding:
 
     program: ExportedProgram
     reading: Reading
+    numbers: Numbers
     places: list[Place]
     plan: Plan
 
@@ -47,6 +51,7 @@ class Folding:
             inside = totals(graph, [graph.nodes[i] for i in place.fact.members], self._parameters(place.gone))
             removed = replace(inside, ops=inside.ops - len(place.moves))
             added = totals_of_map(place.fact)
+            added = replace(added, ops=added.ops + (work_beside(self.reading, False, place.fact) > 0))
             after = after + Totals(
                 added.ops - removed.ops, added.multiply_adds - removed.multiply_adds, added.parameters
             )
@@ -61,7 +66,7 @@ class Folding:
 
     def apply(self) -> ExportedProgram:
         """The copy."""
-        writer = Writer(self.program, self.reading)
+        writer = Writer(self.program, self.reading, self.numbers)
         for place in self.places:
             stack = common_stack(self._nodes(place.fact))
             meta = {key: value for key, value in place.end.meta.items() if key == "stack_trace"}
@@ -104,14 +109,14 @@ def common_stack(nodes: Sequence[Node]) -> dict[str, Any]:
     return shared
 
 
-def prepare(program: ExportedProgram, where: Where = None, cost: str = "work") -> Folding:
+def prepare(
+    program: ExportedProgram, where: Where = None, cost: str = "work", runtime: str = "torch"
+) -> Folding:
     """Read and plan; nothing is changed.
 
     Raises:
         ValueError: the program was exported in training mode, or an option is none of those known.
     """
-    if cost != "work":
-        raise ValueError(f"cost={cost!r} is not known for exported programs: 'work'")
     _check_mode(program)
     placeholders = [node for node in program.graph.nodes if node.op == "placeholder"]
     numbers = Numbers(placeholders)
@@ -136,8 +141,9 @@ def prepare(program: ExportedProgram, where: Where = None, cost: str = "work") -
                 refused[id(fact)] = str(error)
         return refused
 
-    chosen = plan(known, WorkCosts(reading.graph, padding_work), check)
-    return Folding(program, reading, [found[id(fact)] for fact in chosen.regions], chosen)
+    beside = partial(work_beside, reading, is_core(program))
+    chosen = plan(known, costs_of(cost, runtime, reading.graph, beside), check)
+    return Folding(program, reading, numbers, [found[id(fact)] for fact in chosen.regions], chosen)
 
 
 def _holds(other: Interpretation, fact: Fact) -> bool:
@@ -178,18 +184,26 @@ def _selected(where: Where, nodes: Sequence[Node]) -> bool:
     return False
 
 
-def padding_work(fact: Fact) -> float:
-    """What padding beside the convolution moves, where torch's op cannot pad so itself."""
-    g = fact.geometry
-    if g.transposed or not g.rank:
+def work_beside(reading: Reading, core: bool, fact: Fact) -> float:
+    """What ops beside the convolution cost: a padding that torch's op cannot do itself; the views around a core matrix product.
+
+    It is one more than they cost where they stand already, so that they are not done again.
+    """
+    g, shape = fact.geometry, reading.graph.values[fact.source].shape
+    if g.rank == 0:
+        return float(core and len(shape) > 2)
+    zeros = g.mode == "zeros" or not g.is_padded
+    if g.transposed or (zeros and native_padding(g) is not None):
         return 0.0
-    if (g.mode == "zeros" or not g.is_padded) and native_padding(g) is not None:
-        return 0.0
-    return 2 * ELEMENT * prod(fact.shape) / max(g.out_channels, 1) * g.in_channels * prod(g.stride)
+    size = [n + before + after for n, (before, after) in zip(shape[2:], g.padding, strict=True)]
+    padded = shape[0] * prod(size)
+    if zeros:
+        return ELEMENT * (prod(shape) + shape[1] * padded) + 1
+    return cost_of(Affine.identity(shape[1], g.rank), (padded,)) + 1
 
 
 def reparameterize_exported(
-    program: ExportedProgram, where: Where = None, cost: str = "work"
+    program: ExportedProgram, where: Where = None, cost: str = "work", runtime: str = "torch"
 ) -> tuple[ExportedProgram, Report]:
     """A program in which every linear region that pays is one convolution, and what was done: ``folded(x) == program(x)``.
 
@@ -199,7 +213,8 @@ def reparameterize_exported(
     Args:
         program: Exported in eval mode, decomposed or not.
         where: Which places may fold: a glob on node names and module paths, or a function ``(path, node) -> bool``.
-        cost: ``"work"``: never more multiply-adds and memory traffic than before.
+        cost: ``"work"``: never more multiply-adds and memory traffic than before; ``"measure"``: timed in ``runtime``.
+        runtime: ``"torch"``, ``"onnxruntime"`` or ``"openvino"``.
 
     Raises:
         ValueError: training mode, or an unknown option.
@@ -210,11 +225,13 @@ def reparameterize_exported(
         >>> reparameterize_exported(program)[0].module()(torch.zeros(1, 3, 9, 9)).shape
         torch.Size([1, 8, 7, 7])
     """
-    folding = prepare(program, where, cost)
+    folding = prepare(program, where, cost, runtime)
     return folding.apply(), folding.report(applied=True)
 
 
-def explain_exported(program: ExportedProgram, where: Where = None, cost: str = "work") -> Report:
+def explain_exported(
+    program: ExportedProgram, where: Where = None, cost: str = "work", runtime: str = "torch"
+) -> Report:
     """What `reparameterize_exported` would fold, what it would leave alone, and why.
 
     Example:
@@ -222,4 +239,4 @@ def explain_exported(program: ExportedProgram, where: Where = None, cost: str = 
         >>> explain_exported(program).changed
         False
     """
-    return prepare(program, where, cost).report(applied=False)
+    return prepare(program, where, cost, runtime).report(applied=False)

@@ -3,14 +3,15 @@
 A *cell* is one view of memory and holds one value at a time; a *storage* is the set of views that overlap or may overlap.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any
 
 import torch
 from torch._ops import OpOverload
-from torch.fx import Graph, GraphModule, Node
+from torch.export import ExportedProgram
+from torch.fx import GraphModule, Node
 
 from unbranch.ops import Operand
 
@@ -43,7 +44,7 @@ class Fixed:
     """A tensor, or several, the same in every run: ``tensor``, or ``target(*args)`` worked out when it is wanted."""
 
     target: Any = None
-    args: tuple[Any, ...] = ()
+    args: Sequence[Any] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
     tensor: Any = None
 
@@ -151,11 +152,15 @@ def _bodies_write(node: Node) -> bool:
     return any(written_by(inner) for body in bodies(node) for inner in body.graph.nodes)
 
 
-def written_placeholders(graph: Graph) -> set[Node]:
-    """The placeholders whose memory the program writes to."""
+def written_placeholders(program: ExportedProgram) -> set[Node]:
+    """The placeholders whose memory the program writes to, in place or by returning what they are to hold next."""
     roots: dict[Node, set[Node]] = {}
-    written: set[Node] = set()
-    for node in graph.nodes:
+    specs = program.graph_signature.input_specs
+    returned = {spec.target for spec in program.graph_signature.output_specs if spec.target}
+    written = {
+        node for node, spec in zip(program.graph.nodes, specs, strict=False) if spec.target in returned
+    }
+    for node in program.graph.nodes:
         if node.op == "placeholder":
             roots[node] = {node}
             continue

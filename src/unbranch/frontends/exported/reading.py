@@ -1,7 +1,7 @@
 """Read an exported program into the neutral graph.
 
-Constants are parameters, buffers, lifted tensors and what is computed from them alone; they are worked out once, where an op wants one. Sizes
-stand for numbers, and an op that takes its meaning from one is left alone, unless it only moves elements.
+Constants are parameters, buffers, lifted tensors and what is computed from them alone; they are worked out once, where an op wants one.
+Sizes stand for numbers, and an op that takes its meaning from one is left alone, unless it only moves elements.
 """
 
 import operator
@@ -47,7 +47,7 @@ def read_program(program: ExportedProgram, numbers: Numbers) -> Reading:
 class _Reader(Writes):
     def run(self) -> Reading:
         """Every node in turn."""
-        written = written_placeholders(self.program.graph)
+        written = written_placeholders(self.program)
         specs = iter(self.program.graph_signature.input_specs)
         for node in self.program.graph.nodes:
             if node.op == "placeholder":

@@ -193,7 +193,10 @@ class Values:
     def _written_constant(self, node: Node) -> Tensor | None:
         """What a functional write puts into a slice, where that is a constant that was repeated to the slice's shape."""
         source = self.items.get(node.args[1]) if str(node.target) in SCATTERS else None
-        return tensor_of(source.value) if isinstance(source, Spread) else None
+        if not isinstance(source, Spread):
+            return None
+        shape = [self.numbers(size) for size in node.args[1].meta["val"].shape]
+        return tensor_of(source.value).expand(shape)
 
     def append_all(self, node: Node, args: Any, kwargs: dict[str, Any], reason: str | None) -> Any:
         """Append a call with fresh values for all that it returns; these, nested as they are."""

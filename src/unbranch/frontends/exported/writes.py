@@ -94,8 +94,10 @@ class Writes(Values):
             self._overwritten(cell, node)
         else:
             axis, start, stop = part.cuts[0]
-            written = _lifted(constant, part, axis)
             value = self.fresh(cell.nodes[0].meta["val"])
+            first, last, _ = slice(start, stop).indices(value.shape[axis])
+            slab = [last - first if i == axis else n for i, n in enumerate(value.shape)]
+            written = _lifted(constant, part, axis).expand(slab)
             self.append(
                 node,
                 [cell.value, written, axis, start, stop],

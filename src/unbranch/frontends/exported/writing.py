@@ -18,6 +18,8 @@ from torch.fx import Graph, GraphModule, Node
 from unbranch.frontends.exported.calls import Calls
 from unbranch.frontends.exported.memory import written_placeholders
 from unbranch.frontends.exported.placing import SIZE, Place
+from unbranch.frontends.exported.sizes import Numbers
+from unbranch.frontends.exported.strides import settle
 from unbranch.frontends.exported.values import Reading
 from unbranch.frontends.modules.emit import parameters
 
@@ -25,11 +27,16 @@ HELD = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
 """Inputs that the program itself holds."""
 
 
+def is_core(program: ExportedProgram) -> bool:
+    """The program was decomposed into core ops."""
+    return program.dialect != "TRAINING"
+
+
 class Writer:
     """Holds the copy while it is written; places are written last first."""
 
-    def __init__(self, program: ExportedProgram, reading: Reading) -> None:
-        self.program, self.reading = program, reading
+    def __init__(self, program: ExportedProgram, reading: Reading, numbers: Numbers) -> None:
+        self.program, self.reading, self.numbers = program, reading, numbers
         self.graph = Graph()
         self.copies: dict[Node, Node] = {}
         output = self.graph.graph_copy(program.graph, self.copies)
@@ -64,15 +71,14 @@ class Writer:
         if bias is not None:
             inputs.append(self._parameter(f"{base}.bias", bias))
         at, end = self.copies[place.at], self.copies[place.end]
-        calls = Calls(self.graph, self.program.dialect != "TRAINING", meta)
+        calls = Calls(self.graph, is_core(self.program), meta)
         with self.graph.inserting_before(at):
             result = calls.map(affine.geometry, self.copies[place.source], *inputs)
-        self.positions |= dict.fromkeys(calls.made, self.reading.positions[place.at])
         with self.graph.inserting_before(end):
             for move in place.moves:
-                result = self._moved(move, result)
+                result = calls.repeat(move, result, self.copies)
+        self.positions |= dict.fromkeys(calls.made, self.reading.positions[place.at])
         self._hand_over(place, result)
-        result.meta["val"] = end.meta["val"]
         self.names.append((result, end))
         self.gone |= {self.copies[node] for node in place.gone}
 
@@ -103,13 +109,6 @@ class Writer:
         self.state[target] = parameter
         return node
 
-    def _moved(self, move: Node, value: Node) -> Node:
-        """A view of the region, repeated on ``value``."""
-        first = move.args[0]
-        node = self.graph.node_copy(move, lambda n: value if n is first else self.copies[n])
-        node.meta = dict(move.meta)
-        return node
-
     def _hand_over(self, place: Place, result: Node) -> None:
         """Whoever read the value reads the result, and sizes that were asked inside are asked of what stays."""
         leaving = {self.copies[node] for node in place.gone}
@@ -131,10 +130,10 @@ class Writer:
     def finish(self) -> ExportedProgram:
         """Erase what nobody needs any more and make the program."""
         self._erase()
-        for node, old in self.names:
+        for node, old in reversed(self.names):
             node.name = old.name
-        written = {self.specs[self.copies[node]].target for node in written_placeholders(self.program.graph)}
-        written |= {spec.target for spec in self.program.graph_signature.output_specs if spec.target}
+            settle(self.graph, node, old.meta["val"], self.numbers)
+        written = {self.specs[self.copies[node]].target for node in written_placeholders(self.program)}
         gone = self._drop_placeholders(written)
         specs = [self.specs[node] for node in self.graph.nodes if node.op == "placeholder"]
         dropped = {id(self.state[target]) for target in gone & self.state.keys()}
