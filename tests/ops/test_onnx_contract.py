@@ -16,7 +16,7 @@ from tests.ops.examples import Call, X, t
 from tests.ops.meaning import meaning
 from tests.ops.onnx_examples import EXAMPLES, ints
 from unbranch.affine import NotLinear
-from unbranch.ops import TABLE, Operand, Sum, read
+from unbranch.ops import TABLE, Map, Operand, Sum, read
 from unbranch.ops.table import Concat
 
 SPELLINGS = sorted(spelling for spelling in TABLE if spelling.startswith("onnx."))
@@ -59,7 +59,7 @@ def run(spelling: str, call: Call) -> list[Tensor]:
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", OPSET)])
     if spelling == "onnx.ConvTranspose":  # the reference has no dilation, and images only
         return [_transposed_by_the_runtime(model, feeds)]
-    results = ReferenceEvaluator(model).run(None, feeds)
+    results: Any = ReferenceEvaluator(model).run(None, feeds)
     flat = results[0] if isinstance(results[0], list) else results
     return [torch.from_numpy(np.array(result)) for result in flat]
 
@@ -209,5 +209,6 @@ def test_ceil_mode_is_refused_where_its_last_window_may_hang_over() -> None:
     (record,) = read(
         "onnx.AveragePool", [value(1, 4, 5, 5)], {"kernel_shape": [2, 2], "strides": [2, 2], "ceil_mode": 1}
     )
+    assert isinstance(record, Map)
     with pytest.raises(NotLinear, match="ceil_mode"):
         record.affine(4)

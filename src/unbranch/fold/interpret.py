@@ -173,9 +173,11 @@ def _mapped(graph: Graph, fact: Fact, record: Map, ndim: int) -> Fact:
         raise NotLinear("a border that is not what the map before it makes of zeros")
     here = fact.axis if fact.layout is None else fact.layout.position_of(fact.axis)
     wanted = here if record.axis is None else record.axis % ndim
-    if here is None or here != wanted:
+    if record.axis is not None and (here is None or here != wanted):
         raise NotLinear(f"its channel axis is {wanted}, the value's is {here}")
     second = graph.map_of(record, fact.geometry.out_channels).lift(fact.geometry.rank)
+    if second.in_channels != fact.geometry.out_channels:
+        raise NotLinear(f"{second.geometry} on a value with {fact.geometry.out_channels} channels")
     if second.rank != fact.geometry.rank:
         raise NotLinear(f"{second.geometry} on a value with {fact.geometry.rank} spatial axes")
     if fact.layout is not None and not (

@@ -85,7 +85,7 @@ def exported(
         torch.onnx.export(
             network.eval(),
             examples,
-            buffer,
+            buffer,  # pyright: ignore[reportArgumentType]
             dynamo=False,
             input_names=[f"x{i}" for i in range(len(examples))],
             training=torch.onnx.TrainingMode.PRESERVE,

@@ -151,7 +151,7 @@ def bad(change: str) -> onnx.ModelProto:
     elif change == "quantized":
         nodes[-1].op_type = "Identity"
         nodes.append(onnx.helper.make_node("QuantizeLinear", ["s", "scale"], ["q"], "quant"))
-        proto.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(0.1), "scale"))
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(np.array(0.1, np.float32), "scale"))
     elif change == "sparse":
         tensor = proto.graph.sparse_initializer.add()
         tensor.values.name = "thin"

@@ -4,6 +4,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+import torch
 
 from tests.frontends.onnx.models import drawn, folded, ops, run, written
 from tests.support import fold_error
@@ -245,7 +246,7 @@ def test_subgraphs_survive_and_what_they_read_is_kept() -> None:
     assert "a" in {name for node in after.graph.node for name in node.output}
     x = drawn(written("g (double[1,4,5,5] x) => (double[1,4,5,5] y) {y = Neg (x)}", {}))["x"]
     for flag in (True, False):
-        feeds = {"x": x, "c": x.new_tensor(flag, dtype=bool)}
+        feeds = {"x": x, "c": torch.tensor(flag)}
         assert fold_error(run(after, feeds)[0], run(model, feeds)[0]) <= 1e-10
 
 
@@ -328,3 +329,15 @@ def test_an_ir_model_gives_an_ir_model_and_the_fold_is_deterministic() -> None:
 def test_an_unknown_cost_is_an_error() -> None:
     with pytest.raises(ValueError, match="cost='speed'"):
         reparameterize_onnx(written(BRANCHES, BRANCH_WEIGHTS), cost="speed")
+
+
+def test_a_norm_for_another_number_of_channels_is_left_alone() -> None:
+    """Such a file runs nowhere; it must not break the reading either."""
+    weights = BRANCH_WEIGHTS | dict.fromkeys(("g1", "b1", "m1", "var1"), (5,))
+    model = written(BRANCHES, BRANCH_WEIGHTS)
+    for tensor in model.graph.initializer:
+        if weights[tensor.name] == (5,):
+            tensor.CopyFrom(onnx.numpy_helper.from_array(np.ones(5), tensor.name))
+    report = explain_onnx(model)
+    assert [fold.place for fold in report.folded] == ["Conv (b)"]
+    assert any("the shape of an is not known" in refused.reason for refused in report.refused)

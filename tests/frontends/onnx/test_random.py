@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from tests.frontends.onnx.models import exported, folded
+from tests.frontends.onnx.models import drawn, exported, folded, run
 from tests.graphs import Border, random_network
+from unbranch.frontends.onnx.running import RUN_ERRORS
 
 SEEDS = int(os.environ.get("UNBRANCH_RANDOM_GRAPHS", "60"))
 PARTS = 6
@@ -33,7 +34,11 @@ def test_random_networks_keep_their_function(part: int) -> None:
             network, example = network.float(), example.float()
         try:
             model = exported(network, example)
-        except torch.onnx.errors.UnsupportedOperatorError:  # the older exporter does not have them all
+            run(model, drawn(model))
+        except (
+            torch.onnx.errors.OnnxExporterError,
+            *RUN_ERRORS,
+        ):  # the older exporter has not all ops, and some wrongly
             continue
         _, report = folded(model)
         read += 1

@@ -69,13 +69,15 @@ def test_the_detectors_norms_fold_to_its_authors_onnx(shared_data: Path) -> None
         bn.load_state_dict({k: state[f"{norm}.{k}"] for k in bn.state_dict()})
         pairs.append(nn.Sequential(conv, bn))
 
+    widths = [conv.in_channels for conv in pairs.modules() if isinstance(conv, nn.Conv2d)]
+
     class Pairs(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.pairs = pairs
 
         def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            return tuple(pair(x[:, : pair[0].in_channels]) for pair in self.pairs)
+            return tuple(pair(x[:, :width]) for pair, width in zip(self.pairs, widths, strict=True))
 
     after, _ = folded(exported(Pairs(), torch.randn(1, 512, 6, 6)))
     ours = convolutions(after)
