@@ -45,7 +45,7 @@ def test_no_plan_does_more_work_or_reads_what_it_removed(start: int) -> None:
         ([nn.Conv2d(64, 4, 1), nn.Conv2d(4, 64, 1)], 0, "more work"),
         ([nn.Conv2d(4, 64, 1), nn.Conv2d(64, 4, 1)], 1, ""),
         ([nn.Conv2d(32, 32, 3, groups=32, bias=False), nn.Conv2d(32, 32, 1)], 0, "more work"),
-        ([nn.Conv2d(8, 8, 3, bias=False), nn.Conv2d(8, 8, 3)], 0, "more work"),
+        ([nn.Conv2d(32, 32, 3, bias=False), nn.Conv2d(32, 32, 3)], 0, "more work"),
         ([nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3)], 1, ""),
         ([nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3, padding=1)], 0, ""),
     ],

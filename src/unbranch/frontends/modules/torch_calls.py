@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unbranch.fold.graph import Graph
+from unbranch.affine import NotLinear
 from unbranch.frontends.modules.trees import tensors_of
-from unbranch.ops import Identity, Operand, Permute, Reshape
+from unbranch.ops import Identity, Permute, Reshape, read
 
 READ_BACK = {
     Tensor.item,
@@ -56,9 +56,11 @@ def written(func: Any, args: Any, kwargs: dict[str, Any]) -> list[Tensor]:
 
 def arranges(spelling: str, traced: Any) -> bool:
     """The op only moves elements, so a size among its arguments is what one expects."""
-    probe = Graph()
-    node = probe.call(spelling, traced[0], traced[1], [Operand((1,))])
-    return isinstance(node.records[0], Reshape | Permute | Identity)
+    try:
+        (record, *_) = read(spelling, traced[0], traced[1])
+    except NotLinear:
+        return False
+    return isinstance(record, Reshape | Permute | Identity)
 
 
 def bounds(spelling: str, args: Any) -> tuple[int, int, int | None]:
