@@ -10,7 +10,7 @@ from pathlib import Path
 from unbranch.detect.errors import InputError
 from unbranch.detect.predict import STEPS, Detector, Result
 from unbranch.detect.sources import Source
-from unbranch.detect.writers import KINDS, Kind, Writers, boxes_of
+from unbranch.detect.writers import Kind, Writers, boxes_of
 from unbranch.models.yolov5 import YOLOv5
 
 
@@ -52,10 +52,6 @@ def detect(
     in order. A picture that cannot be read is a problem in the summary and stops nothing. Raises `InputError`
     where nothing can be done at all.
     """
-    wanted = tuple(kinds)
-    unknown = [kind for kind in wanted if kind not in KINDS]
-    if unknown:
-        raise InputError(f"{unknown[0]!r} cannot be written; there are {', '.join(KINDS)}")
     detector = weights if isinstance(weights, Detector) else Detector(weights)
     target = Path(folder)
     objects: Counter[str] = Counter()
@@ -63,7 +59,7 @@ def detect(
     problems: list[str] = []
     pictures = 0
     started = time.perf_counter()
-    with Writers(target, detector.names, wanted) as writers:
+    with Writers(target, detector.names, kinds) as writers:
         for result in detector.stream(source, batch, workers):
             if result.problem is None:
                 pictures += 1

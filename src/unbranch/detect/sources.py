@@ -13,7 +13,7 @@ from jaxtyping import UInt8
 
 from unbranch.detect.errors import InputError
 
-Pixels: TypeAlias = UInt8[np.ndarray, "height width 3"]
+Pixels: TypeAlias = UInt8[np.ndarray, "_height _width 3"]
 Source: TypeAlias = str | os.PathLike[str]
 
 PICTURES = frozenset((".bmp", ".dib", ".jpe", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"))
