@@ -38,7 +38,7 @@ def swapped(x: Operand, a: int, b: int) -> Permute:
     return Permute(tuple(axes))
 
 
-def joined(values: Sequence[Operand], axis: int) -> Record:
+def joined(values: Sequence[Argument], axis: int) -> Record:
     """The values side by side; every one must depend on the input."""
     parts = [operand(value, "a part of the concatenation") for value in values]
     if len(parts) == 1:
@@ -157,7 +157,7 @@ def cat(tensors: Sequence[Any], dim: int = 0) -> Record:
 @reads("onnx.Concat")
 def onnx_concat(*inputs: Argument, axis: int) -> Record:
     if all(isinstance(value, Operand) for value in inputs):
-        return joined([value for value in inputs if isinstance(value, Operand)], axis)
+        return joined(inputs, axis)
     return framed(inputs, axis)
 
 
