@@ -11,8 +11,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from tests.support import randomize
-from unbranch.detect.checkpoint import load_extra, load_model, save
+from unbranch.detect.checkpoint import load_backbone, load_extra, load_model, save
 from unbranch.detect.errors import InputError
+from unbranch.models import create
 from unbranch.models.yolov5 import YOLOv5, yolov5
 
 
@@ -103,6 +104,7 @@ FULL_DISK = """
 import resource, signal, sys
 import torch
 from unbranch.detect import InputError, save
+from unbranch.models import create
 from unbranch.models.yolov5 import yolov5
 
 network = yolov5("yolov5n")
@@ -135,3 +137,18 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(InputError, match="cannot be written"):
         save(network(), tmp_path / "file" / "a.safetensors")
+
+
+def test_a_classifiers_weights_fill_the_backbone(tmp_path: Path) -> None:
+    classifier = create("repvgg_a0", num_classes=7)
+    save_file(classifier.state_dict(), tmp_path / "classifier.safetensors")
+    made = yolov5("yolov5n", num_classes=2, backbone="repvgg_a0")
+    result = load_backbone(made, tmp_path / "classifier.safetensors")
+    theirs = classifier.state_dict()
+    filled = {key: value for key, value in made.state_dict().items() if key.startswith("backbone.network.")}
+    assert len(result.loaded) == len(filled) == len(theirs) - 2
+    assert all(
+        torch.equal(value, theirs[key.removeprefix("backbone.network.")]) for key, value in filled.items()
+    )
+    with pytest.raises(InputError, match="the backbone is YOLOv5's own"):
+        load_backbone(network(), tmp_path / "classifier.safetensors")

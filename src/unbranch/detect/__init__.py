@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from unbranch.detect.errors import InputError
 
 if TYPE_CHECKING:
-    from unbranch.detect.checkpoint import load_model, save
+    from unbranch.detect.checkpoint import load_backbone, load_model, save
     from unbranch.detect.digits import demo
     from unbranch.detect.evaluation import Validation, validate
     from unbranch.detect.exporting import Plan, export
@@ -33,6 +33,7 @@ __all__ = [
     "detect",
     "export",
     "import_original",
+    "load_backbone",
     "load_model",
     "save",
     "train",
@@ -51,6 +52,7 @@ _HOMES = {
     "detect": "running",
     "export": "exporting",
     "import_original": "originals",
+    "load_backbone": "checkpoint",
     "load_model": "checkpoint",
     "save": "checkpoint",
     "train": "training",

@@ -10,9 +10,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from unbranch.checkpoints import LoadResult, load
 from unbranch.detect.errors import InputError
 from unbranch.detect.files import replacing
 from unbranch.models.yolov5 import Description, YOLOv5, yolov5
+from unbranch.models.yolov5.backbones import ClassifierBackbone
 
 FORMAT = "unbranch-yolov5"
 VERSION = 1
@@ -97,3 +99,16 @@ def _read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             f"{file}: written by another version of this format, {about['version']}; {VERSION} is read"
         )
     return about, state
+
+
+def load_backbone(model: YOLOv5, path: str | os.PathLike[str]) -> LoadResult:
+    """Fill the classification backbone of a detector from that classifier's checkpoint; its head is left over.
+
+    Names and forms are those of `unbranch.checkpoints.load`, which says what it raises. Raises `InputError` where the
+    detector's backbone is no classification network.
+    """
+    if not isinstance(model.backbone, ClassifierBackbone):
+        raise InputError(
+            f"{path}: no place for it, the backbone is YOLOv5's own; build with backbone='mobileone_s0', say"
+        )
+    return load(model.backbone.network, path, reinit=["head"])
