@@ -43,6 +43,8 @@ class Writer:
         last = next(reversed(program.graph.nodes))
         self.copies[last] = self.graph.output(output)
         self.copies[last].meta = dict(last.meta)
+        for node, copied in self.copies.items():
+            copied.name = node.name  # the copy shuns names of Python's own, such as `input`
         self.positions = {copied: reading.positions[node] for node, copied in self.copies.items()}
         specs = program.graph_signature.input_specs
         self.specs = {self.copies[node]: spec for node, spec in zip(program.graph.nodes, specs, strict=False)}

@@ -1,0 +1,32 @@
+"""Random networks, exported as they are or decomposed, with sizes that may change or not: folded and original agree."""
+
+import os
+
+import pytest
+import torch
+from torch.export import Dim
+
+from tests.graphs import random_network
+from tests.support import fold_error
+from unbranch.frontends.exported import reparameterize_exported
+
+SEEDS = int(os.environ.get("UNBRANCH_RANDOM_GRAPHS", "24"))
+CHUNK = 6
+
+
+@pytest.mark.parametrize("start", range(0, SEEDS, CHUNK))
+def test_random_networks_fold_to_what_they_compute(start: int) -> None:
+    places = 0
+    for seed in range(start, min(SEEDS, start + CHUNK)):
+        network, x = random_network(seed, rank=(2, 2, 1, 2, 3)[seed % 5])
+        with torch.no_grad():
+            expected = network(x.clone())
+        dynamic = ({0: Dim.AUTO, 2: Dim.AUTO},) if seed % 2 else None
+        program = torch.export.export(network, (x.clone(),), dynamic_shapes=dynamic)
+        if seed % 3 == 2:
+            program = program.run_decompositions()
+        folded, report = reparameterize_exported(program)
+        for a, b in zip(folded.module()(x.clone()), expected, strict=True):
+            assert fold_error(a, b) <= 1e-10, f"seed {seed}\n{report}"
+        places += len(report.folded)
+    assert places >= CHUNK, f"only {places} places folded"
