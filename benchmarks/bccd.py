@@ -4,7 +4,7 @@ Each run (network, seed) writes one JSON file and is left out where that file is
 where it stopped; our own trainings go on from their last epoch. All networks are measured on the test split by one
 evaluator (COCO's), each with its own usual suppression. Example:
 
-    python benchmarks/bccd.py ../shared/data/bccd/BCCD --out runs/bccd --networks plain ultralytics --seeds 0 1 2
+    python -m benchmarks.bccd ../shared/data/bccd/BCCD --out runs/bccd --networks plain ultralytics --seeds 0 1 2
 """
 
 import argparse

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import cast
 
-import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F

@@ -220,9 +220,7 @@ def test_coco_folder(tmp_path: Path) -> None:
         ({**BOX, "bbox": [50, 2, 30, 5]}, Problem.OUT_OF_RANGE),
     ],
 )
-def test_a_bad_coco_annotation_is_named(
-    tmp_path: Path, annotation: dict[str, Any], problem: Problem
-) -> None:
+def test_a_bad_coco_annotation_is_named(tmp_path: Path, annotation: dict[str, Any], problem: Problem) -> None:
     split = read(coco(tmp_path, [BOX, annotation]))
     assert list(split.report.problems) == [problem]
     assert len(split.labels[0].boxes) == 1

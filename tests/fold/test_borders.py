@@ -97,7 +97,8 @@ class Filled(nn.Module):
         self.fill, self.error = fill, error
 
     def forward(self, x: Tensor) -> Tensor:
-        y, b = self.widen(x), self.widen.bias
+        y: Tensor = self.widen(x)
+        b: Any = self.widen.bias
         if self.norm is not None:
             n: Any = self.norm
             y = n(y)

@@ -55,7 +55,9 @@ def test_every_trained_pair_of_layers_folds(shared_data: Path) -> None:
     assert len(pairs) == 70
     for norm, conv in pairs.items():
         pair = _pair(state, conv, norm).double()
-        x = torch.rand(1, pair[0].in_channels, 9, 7, dtype=torch.float64)
+        weight = state[f"{conv}.weight"]
+        into = weight.shape[0] if weight.shape[1] == 1 else weight.shape[1]
+        x = torch.rand(1, into, 9, 7, dtype=torch.float64)
         folded, report = reparameterize(nn.Sequential(pair, nn.ReLU()).eval(), x, return_report=True)
         assert len(report.folded) == 1, f"{conv}: {report}"
         assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())

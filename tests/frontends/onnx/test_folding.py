@@ -341,3 +341,38 @@ def test_a_norm_for_another_number_of_channels_is_left_alone() -> None:
     report = explain_onnx(model)
     assert [fold.place for fold in report.folded] == ["Conv (b)"]
     assert any("the shape of an is not known" in refused.reason for refused in report.refused)
+
+
+@pytest.mark.parametrize(
+    ("text", "weights"),
+    [
+        ("{ a = Mul (x, k) y = Add (a, c) }", {"k": (4,), "c": (4,)}),
+        ("{ a = MatMul (x, w1) y = Add (a, c) }", {"w1": (4, 4), "c": (4,)}),
+    ],
+)
+def test_a_product_and_a_sum_are_not_replaced_by_the_same_again(
+    text: str, weights: dict[str, tuple[int, ...]]
+) -> None:
+    model = written(f"g (double[2,3,4] x) => (double[2,3,4] y) {text}", weights)
+    assert not folded(model)[1].changed
+
+
+@pytest.mark.parametrize("true", [True, False])
+def test_a_border_may_be_written_while_the_axes_stand_otherwise(true: bool) -> None:
+    text = """g (double[2,4,5,6] x) => (double[2,4,5,6] y) {
+        a = Conv (x, w1, c1) p = Pad (a, ring)
+        r = Transpose <perm = [2, 0, 1, 3]> (p) r1 = ScatterND (r, first, side) r2 = ScatterND (r1, below, side)
+        s = Transpose <perm = [3, 2, 1, 0]> (r2) s1 = ScatterND (s, first, top) s2 = ScatterND (s1, right, top)
+        t = Transpose <perm = [2, 1, 3, 0]> (s2) y = Conv (t, w3)
+    }"""
+    bias = np.linspace(-1.0, 1.0, 8) if true else np.arange(8.0)
+    given: dict[str, tuple[int, ...] | np.ndarray] = {
+        "w1": (8, 4, 1, 1),
+        "c1": np.linspace(-1.0, 1.0, 8),
+        "w3": (4, 8, 3, 3),
+    }
+    given |= {"ring": np.array([0, 0, 1, 1, 0, 0, 1, 1]), "first": np.array([[0]])}
+    given |= {"below": np.array([[6]]), "right": np.array([[7]])}
+    given["side"] = np.broadcast_to(bias.reshape(1, 1, 8, 1), (1, 2, 8, 8)).copy()
+    given["top"] = np.broadcast_to(bias.reshape(1, 8, 1, 1), (1, 8, 2, 7)).copy()
+    assert ops(folded(written(text, given))[0])["Conv"] == (1 if true else 2)

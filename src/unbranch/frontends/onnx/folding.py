@@ -69,7 +69,11 @@ class Folding:
         reading, known = self.readings[0], self.interpretations[0]
         found = [Refused(self._place(fact), why) for fact, why in self.plan.left]
         for node, own in zip(reading.graph.nodes, reading.nodes, strict=True):
-            if node.reason is not None and node.spelling in TABLE and self._is_floating((*node.inputs, *node.outputs)):
+            if (
+                node.reason is not None
+                and node.spelling in TABLE
+                and self._is_floating((*node.inputs, *node.outputs))
+            ):
                 found.append(Refused(name_of(own), node.reason))
             if node.index in known.refusals and self._could_join(node):
                 found.append(Refused(name_of(own), known.refusals[node.index]))

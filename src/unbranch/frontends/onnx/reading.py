@@ -41,7 +41,7 @@ class Reading:
 
 
 def read_graph(model: ir.Model, sweep: Sweep) -> Reading:
-    """The graph as ops and values; what a subgraph reads from outside is kept, and so are the outputs."""
+    """The graph as ops and values; a node reads what its subgraphs read from outside, and the outputs are kept."""
     reading = Reading()
     for value in model.graph.inputs:
         _number(reading, value, sweep)
@@ -53,9 +53,6 @@ def read_graph(model: ir.Model, sweep: Sweep) -> Reading:
             _call(reading, node, pieces, sweep, "onnx.SplitToSequence")
         elif not _is_piece(node, sweep):
             _call(reading, node, list(node.outputs), sweep, _spelling(node))
-        for outer in captured(node):
-            if outer in reading.numbers:
-                reading.graph.kept.add(reading.numbers[outer].index)
     for value in model.graph.outputs:
         if value in reading.numbers:
             reading.graph.kept.add(reading.numbers[value].index)
