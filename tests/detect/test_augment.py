@@ -88,6 +88,16 @@ def test_a_mosaic_shows_four_pictures_that_meet_in_a_point() -> None:
     assert corners == [50, 100, 150, 200]
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_scale_is_about_the_centre(seed: int) -> None:
+    recipe = replace(STILL, scale=0.4)
+    made = compose([marked(32, 64, (16, 8, 48, 24))], 64, recipe, np.random.default_rng(seed))
+    x1, y1, x2, y2 = made.boxes[0].tolist()
+    assert (x1 + x2, y1 + y2) == pytest.approx((64, 64), abs=1e-3)
+    assert (x2 - x1) == pytest.approx(2 * (y2 - y1), abs=1e-3)
+    assert x2 - x1 != pytest.approx(32, abs=0.5)
+
+
 def test_slivers_are_dropped_and_boxes_are_cut() -> None:
     recipe = replace(STILL, translate=1.0)
     kept = 0

@@ -1,5 +1,6 @@
 """A whole training: what it leaves, that it repeats, resumes after any kill, and says what is wrong."""
 
+import csv
 import importlib.util
 import json
 import signal
@@ -72,22 +73,25 @@ def kill_at(folder: Path, data: Path | None, epoch: int, delay: float, **setting
 
 @pytest.mark.slow
 def test_ten_kills_at_random_moments_change_nothing(data: Path, tmp_path: Path) -> None:
-    settings = {**SETTINGS, "epochs": 12}
+    settings = {**SETTINGS, "epochs": 24}
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    began = time.monotonic()
     assert finish(start(whole, data, **settings)) == 0
-    pace = (time.monotonic() - began) / 14
+    with (whole / "results.csv").open() as stream:
+        pace = max(float(row["seconds"]) + float(row["val_seconds"]) for row in csv.DictReader(stream))
     draw = np.random.default_rng(11)
-    kills = int(kill_at(broken, data, 0, draw.uniform(0.5, 3) * pace, **settings))
+    kills = 0
     while kills < 10:
-        assert rows(broken) < 12, "too few kills before the end"
-        if not (broken / "settings.json").exists():
-            kills += kill_at(broken, data, 0, draw.uniform(0.5, 3) * pace, **settings)
-        else:
-            kills += kill_at(broken, None, rows(broken) + int(draw.integers(2)), draw.uniform(0, 1.5) * pace)
+        assert rows(broken) < 24, "too few kills before the end"
+        begun = (broken / "settings.json").exists()
+        target, delay = rows(broken) + int(draw.integers(2)), draw.uniform(0, 1.2) * pace
+        kills += (
+            kill_at(broken, None, target, delay)
+            if begun
+            else kill_at(broken, data, target, delay, **settings)
+        )
     assert finish(start(broken)) == 0
     assert differences(state(whole), state(broken)) == []
-    assert rows(broken) == 12
+    assert rows(broken) == 24
     best = [load_model(folder / "best.safetensors").state_dict() for folder in (whole, broken)]
     assert differences(dict(best[0]), dict(best[1])) == []
     assert load_extra(whole / "best.safetensors") == load_extra(broken / "best.safetensors")
