@@ -95,7 +95,7 @@ def test_scale_is_about_the_centre(seed: int) -> None:
     x1, y1, x2, y2 = made.boxes[0].tolist()
     assert (x1 + x2, y1 + y2) == pytest.approx((64, 64), abs=1e-3)
     assert (x2 - x1) == pytest.approx(2 * (y2 - y1), abs=1e-3)
-    assert x2 - x1 != pytest.approx(32, abs=0.5)
+    assert x2 - x1 != pytest.approx(32, abs=0.05)
 
 
 def test_slivers_are_dropped_and_boxes_are_cut() -> None:
