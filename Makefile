@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test lint bench zoo clean
+.PHONY: help demo test test-all lint bench zoo clean
 
 # The first Python that is new enough; `make PYTHON=/path/to/python3.12 test` takes another.
 PYTHON ?= $(firstword $(foreach python,python3 python3.13 python3.12 python3.11,$(shell \
@@ -24,7 +24,10 @@ demo: $(VENV)/.demo
 	$(BIN)/unbranch demo
 
 test: lint
-	$(SINGLE_THREAD) $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+	$(SINGLE_THREAD) $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not slow and not zoo"
+
+test-all: lint
+	$(SINGLE_THREAD) $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not zoo"
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check
