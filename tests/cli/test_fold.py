@@ -164,6 +164,15 @@ def test_what_is_not_equal_is_not_written(
     assert not target.exists()
 
 
+def test_measured_costs_are_asked_for_with_their_runtime(models: Path) -> None:
+    size = ("--input-size", "20")
+    out, _ = run("explain", f"{models}:branched", "--cost", "measure", "--runtime", "onnxruntime", *size)
+    assert "would fold" in out
+    err = run("explain", f"{models}:branched", "--cost", "measure", "--runtime", "tvm", code=WRONG_INPUT)[1]
+    assert "tvm" in err
+    assert err.count("\n") == 1
+
+
 def test_options_reach_the_factory_and_the_input(models: Path) -> None:
     out, _ = run("explain", f"{models}:branched", "--option", "width=5", "--input-size", "3x20x24", "--json")
     assert json.loads(out)["report"]["folded"][1]["becomes"] == "conv 3x3 5->5"

@@ -35,7 +35,13 @@ WhereOption: TypeAlias = Annotated[
     str | None, typer.Option(help="Fold only places whose path matches this glob, such as 'backbone.*'.")
 ]
 CostOption: TypeAlias = Annotated[
-    str, typer.Option(help="What must not grow: work (the arithmetic and memory traffic).")
+    str,
+    typer.Option(
+        help="work: never more arithmetic and memory traffic than before; measure: candidates are timed on this machine."
+    ),
+]
+RuntimeOption: TypeAlias = Annotated[
+    str | None, typer.Option(help="Where --cost measure times: torch, onnxruntime or openvino.")
 ]
 TrustOption: TypeAlias = Annotated[
     str,

@@ -6,6 +6,7 @@ from unbranch.cli.arguments import (
     JsonOption,
     ModelArgument,
     OptionOption,
+    RuntimeOption,
     SizeOption,
     TrustOption,
     WeightsOption,
@@ -25,6 +26,7 @@ def command(  # noqa: PLR0913 - the options are the interface
     option: OptionOption = None,
     where: WhereOption = None,
     cost: CostOption = "work",
+    runtime: RuntimeOption = None,
     trust: TrustOption = "witnessed",
     as_json: JsonOption = False,
 ) -> None:
@@ -32,7 +34,7 @@ def command(  # noqa: PLR0913 - the options are the interface
     with working(f"reading {model}"):
         network = open_network(asked(model, weights, option, input_size, batch))
     with working("planning"):
-        report = network.explain({"where": where, "cost": cost, "trust": trust})
+        report = network.explain({"where": where, "cost": cost, "runtime": runtime, "trust": trust})
     if as_json:
         out_json({"model": model, "report": report.to_dict(), "notes": list(network.notes)})
     else:

@@ -11,6 +11,7 @@ from unbranch.cli.arguments import (
     JsonOption,
     ModelArgument,
     OptionOption,
+    RuntimeOption,
     SizeOption,
     TrustOption,
     WeightsOption,
@@ -40,6 +41,7 @@ def command(  # noqa: PLR0913 - the options are the interface
     option: OptionOption = None,
     where: WhereOption = None,
     cost: CostOption = "work",
+    runtime: RuntimeOption = None,
     trust: TrustOption = "witnessed",
     as_json: JsonOption = False,
 ) -> None:
@@ -54,7 +56,9 @@ def command(  # noqa: PLR0913 - the options are the interface
     if target is not None:
         network.check_target(target)
     with working("folding"):
-        folded, report = network.reparameterize({"where": where, "cost": cost, "trust": trust})
+        folded, report = network.reparameterize(
+            {"where": where, "cost": cost, "runtime": runtime, "trust": trust}
+        )
     with working("running both"):
         certificate = network.verify(folded, report)
     written = None

@@ -10,6 +10,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
+from unbranch import verbs
 from unbranch.cli.forms.network import (
     Asked,
     FoldOptions,
@@ -22,13 +23,7 @@ from unbranch.deploy.bench import benchmark
 from unbranch.detect.errors import InputError
 from unbranch.fold.certificate import Certificate
 from unbranch.fold.report import Report
-from unbranch.frontends.onnx import (
-    explain_onnx,
-    load_onnx,
-    reparameterize_onnx,
-    save_onnx,
-    verify_onnx,
-)
+from unbranch.frontends.onnx import load_onnx, save_onnx
 from unbranch.runtimes.timing import Paired
 
 LIKELY_SIZE = 224
@@ -57,17 +52,19 @@ class OnnxNetwork:
 
     def explain(self, options: FoldOptions) -> Report:
         """See `Network`."""
-        return explain_onnx(self.model, **without_trust(options, self.asked.spec))
+        return verbs.explain(self.model, **without_trust(options, self.asked.spec))
 
     def reparameterize(self, options: FoldOptions) -> tuple["OnnxNetwork", Report]:
         """See `Network`."""
-        model, report = reparameterize_onnx(self.model, **without_trust(options, self.asked.spec))
+        model, report = verbs.reparameterize(
+            self.model, return_report=True, **without_trust(options, self.asked.spec)
+        )
         return replace(self, model=model), report
 
     def verify(self, after: Network, report: Report | None) -> Certificate:
         """On the sizes that were asked for, else on two that the model takes."""
         inputs = self._inputs() if self.asked.sizes or self.asked.batch else None
-        return verify_onnx(self.model, _onnx(after).model, inputs, report=report)
+        return verbs.verify(self.model, _onnx(after).model, inputs, report=report)
 
     def counterpart(self, spec: str) -> Network:
         """See `Network`."""

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 from torch.export import ExportedProgram
 
+from unbranch import verbs
 from unbranch.cli.forms.network import (
     Asked,
     FoldOptions,
@@ -19,13 +20,7 @@ from unbranch.deploy.bench import benchmark
 from unbranch.detect.errors import InputError
 from unbranch.fold.certificate import Certificate
 from unbranch.fold.report import Report
-from unbranch.frontends.exported import (
-    explain_exported,
-    load_exported,
-    reparameterize_exported,
-    save_exported,
-    verify_exported,
-)
+from unbranch.frontends.exported import load_exported, save_exported
 from unbranch.runtimes.timing import Paired
 
 
@@ -48,16 +43,18 @@ class ProgramNetwork:
 
     def explain(self, options: FoldOptions) -> Report:
         """See `Network`."""
-        return explain_exported(self.program, **without_trust(options, self.path))
+        return verbs.explain(self.program, **without_trust(options, self.path))
 
     def reparameterize(self, options: FoldOptions) -> tuple["ProgramNetwork", Report]:
         """See `Network`."""
-        program, report = reparameterize_exported(self.program, **without_trust(options, self.path))
+        program, report = verbs.reparameterize(
+            self.program, return_report=True, **without_trust(options, self.path)
+        )
         return replace(self, program=program), report
 
     def verify(self, after: Network, report: Report | None) -> Certificate:
         """See `Network`."""
-        return verify_exported(self.program, _program(after).program, report=report)
+        return verbs.verify(self.program, _program(after).program, report=report)
 
     def counterpart(self, spec: str) -> Network:
         """See `Network`."""
