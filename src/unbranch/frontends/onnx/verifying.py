@@ -4,11 +4,12 @@ from collections.abc import Iterable, Sequence
 
 import onnx
 import onnx_ir as ir
+import torch
 from torch import Tensor
 
-from unbranch.fold.certificate import Certificate, Check, fold_error, tensors_in
+from unbranch.fold.certificate import TOLERANCES, Certificate, Check, fold_error, tensors_in
 from unbranch.fold.report import Report
-from unbranch.fold.verify import compare
+from unbranch.fold.verify import ROUNDING, compare
 from unbranch.frontends.onnx.errors import OnnxError
 from unbranch.frontends.onnx.files import from_any
 from unbranch.frontends.onnx.inputs import (
@@ -70,6 +71,13 @@ def verify_onnx(
     except RUN_ERRORS as error:
         checks.append(Check(f"raised: {_first_line(error)}", (), "none", "", float("inf"), 0.0))
         return Certificate(tuple(checks), tuple(notes))
+    limit = TOLERANCES[stored or torch.float32]
+    raised = [check for check in checks if check.tolerance > limit]
+    if raised:
+        notes.append(
+            f"rounding alone moves {len(raised)} of the outputs of the model as it was by more than the limit, with the runtime's "
+            f"optimizations and without: there the limit is {ROUNDING:.0f} times that"
+        )
     worst = None
     if report is not None:
         try:
