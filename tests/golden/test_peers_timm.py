@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.support import fold_error, randomize_norms
-from unbranch import reparameterize, verify
+from unbranch import reparameterize
 
 EVERYDAY = ["repvgg_a0", "mobileone_s0", "tf_efficientnet_b0", "fastvit_t8"]
 ZOO = [
@@ -37,6 +37,10 @@ ZOO = [
     "resnetv2_50",
     "inception_v3",
 ]
+EPSILON = torch.finfo(torch.float64).eps
+SUMS_AT_THE_ROOT = {"levit_128s"}
+"""Their own forward averages two heads, which become one layer: the root is then another module."""
+
 FIXED = {"levit_128s": 224, "inception_v3": 299}
 
 
@@ -66,10 +70,14 @@ def check(name: str, generator: torch.Generator) -> None:
     randomize_norms(model, generator, inputs[0])
     model = model.double()
     folded, report = reparameterize(model, inputs[0].double(), return_report=True)
-    assert type(folded) is type(model)
-    with torch.no_grad():
-        errors = [fold_error(folded(x.double()), model(x.double())) for x in inputs]
-    assert max(errors) <= 1e-10 or verify(model, folded, inputs[0].double()), f"{errors}\n{report}"
+    assert type(folded) is type(model) or name in SUMS_AT_THE_ROOT
+    for x in inputs:
+        with torch.no_grad():
+            expected, error = model(x.double()), fold_error(folded(x.double()), model(x.double()))
+            rounding = fold_error(model(x.double() * (1 + EPSILON)), expected)
+        assert error <= max(1e-10, 100 * rounding), (
+            f"{error}, and {rounding} by the input's last digit\n{report.verdict}"
+        )
     theirs = timm.utils.model.reparameterize_model(model.float())
     assert layers_that_run(folded.float(), inputs[0]) <= layers_that_run(theirs, inputs[0])
     again = reparameterize(folded.double(), inputs[0].double(), return_report=True)[1]
