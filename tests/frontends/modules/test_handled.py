@@ -267,6 +267,7 @@ def test_tied_weights_fold_each_for_itself() -> None:
     folded, report = fold(model)
     assert len(report.folded) == 2
     assert not torch.equal(folded[0].weight, folded[3].weight)
+    assert report.notes == ("0.weight and 3.weight were tied: folding unties them",)
     assert first.weight is second.weight
 
 

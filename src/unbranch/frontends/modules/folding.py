@@ -1,7 +1,7 @@
 """Fold a module: record it, plan on the recording, place what the plan chose."""
 
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from math import prod
@@ -133,7 +133,22 @@ def prepare(
 
     chosen = plan(interpret(recording.graph), costs, check)
     sites = [finder.find(fact) for fact in chosen.regions]
-    return Folding(model, recording, rewriter, sites, chosen, tuple(notes))
+    notes = (*notes, *_untied(model, sites, recording))
+    return Folding(model, recording, rewriter, sites, chosen, notes)
+
+
+def _untied(model: nn.Module, sites: Sequence[Site], recording: Recording) -> Iterator[str]:
+    """A note for each parameter that several modules share and that a fold takes in."""
+    members = (node for site in sites for node in sorted(site.fact.members))
+    folded = {id(p) for node in members for p in recording.frames[node].module._parameters.values()}
+    owners: dict[int, list[str]] = defaultdict(list)
+    for path, module in model.named_modules():
+        for name, parameter in module._parameters.items():
+            if id(parameter) in folded and parameter is not None:
+                owners[id(parameter)].append(f"{path}.{name}")
+    for paths in owners.values():
+        if len(paths) > 1:
+            yield f"{' and '.join(paths)} were tied: folding unties them"
 
 
 def _record(
