@@ -63,7 +63,7 @@ class Report:
         saved = 1 - self.after.multiply_adds / self.before.multiply_adds if self.before.multiply_adds else 0.0
         return (
             f"{verb} {len(self.folded)} place{'s' * (len(self.folded) != 1)}: ops {self.before.ops} -> {self.after.ops}, "
-            f"multiply-adds {_big(self.before.multiply_adds)} -> {_big(self.after.multiply_adds)} (-{100 * saved:.0f} %), "
+            f"multiply-adds {_big(self.before.multiply_adds)} -> {_big(self.after.multiply_adds)} ({-100 * saved:+.0f} %), "
             f"parameters {_big(self.before.parameters)} -> {_big(self.after.parameters)}"
         )
 
