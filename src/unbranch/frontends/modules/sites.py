@@ -6,6 +6,7 @@ modules before and after it, becomes the convolution, alone or in a sequence; ot
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor, nn
@@ -83,6 +84,11 @@ class Finder:
     known: dict[int, Site] = field(default_factory=dict)
     held: dict[int, str] | None = None
 
+    @cached_property
+    def hooked(self) -> list[Frame]:
+        """The calls that somebody watches."""
+        return [call for calls in self.recording.calls.values() for call in calls if call.is_hooked]
+
     def find(self, fact: Fact) -> Site:
         """The site.
 
@@ -123,14 +129,13 @@ class Finder:
 
     def _check_hooks(self, fact: Fact, frame: Frame) -> None:
         """Nobody watches the inside: neither a member's call, nor one that an inner value merely passes through."""
-        hooked = [call for calls in self.recording.calls.values() for call in calls if call.is_hooked]
-        if not hooked:
+        if not self.hooked:
             return
         above = {id(f) for f in frame.ancestors()}
         around = {id(f) for node in fact.members for f in self.recording.frames[node].ancestors()} - above
         inside = {output for node in fact.members for output in self.recording.graph.nodes[node].outputs}
         inside.discard(fact.value)
-        for call in hooked:
+        for call in self.hooked:
             if id(call) in around or inside.intersection((*call.inputs, *call.outputs)):
                 raise NotLinear(
                     f"{call.path or 'the root module'} has a forward hook, which would see other values"
