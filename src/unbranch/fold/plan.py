@@ -146,9 +146,14 @@ class _Planner:
         """The closed region of most nodes that ends in ``value``."""
         facts = [f for f in self.known.facts.get(value, ()) if f.border is None and not f.members & settled]
         for fact in reversed(facts):
-            if len(fact.members) > 1 and self._closed(fact):
+            if len(fact.members) > 1 and self._closed(fact) and self._has_channels(fact):
                 return fact
         return None
+
+    def _has_channels(self, fact: Fact) -> bool:
+        """Some op of the region says which axis holds the channels; where all are numbers, it may be one that varies in length."""
+        records = (record for i in fact.members for record in self.graph.nodes[i].records)
+        return any(isinstance(record, Map) and record.axis is not None for record in records)
 
     def _closed(self, fact: Fact) -> bool:
         """Nothing outside the region reads its inside."""
@@ -179,7 +184,9 @@ class _Planner:
 
     def _direct(self, fact: Fact, best: Choice) -> Choice | None:
         """One convolution, where that is allowed and pays."""
-        if best.work == 0 or len(fact.members) < 2 or fact.border is not None or not self._closed(fact):
+        if best.work == 0 or len(fact.members) < 2 or fact.border is not None:
+            return None
+        if not self._closed(fact) or not self._has_channels(fact):
             return None
         # Views that the value still stands in are repeated behind the convolution, so they are ops of either way.
         choice = Choice(self.costs.region(fact), 1 + len(fact.pending), (fact,))
