@@ -45,7 +45,7 @@ def source_overwritten(net: Net, x: Tensor) -> Tensor:
     """The convolution must be computed before its source is overwritten, although its norm comes later."""
     t = x.sigmoid()
     c = net.conv(t)
-    t.neg_()
+    t.sin_()
     return net.norm(c) + t[:, :1]
 
 
@@ -57,12 +57,13 @@ def chunk_written(net: Net, x: Tensor) -> Tensor:
     return torch.cat([b, a], 1)
 
 
-def written_by_old_name(net: Net, x: Tensor) -> tuple[Tensor, Tensor]:
-    """The value is read by the name it had before it was changed in place."""
+def written_by_old_name(net: Net, x: Tensor) -> tuple[Tensor, ...]:
+    """The value is read before it is changed in place, and afterwards by the name that it had."""
     y = net.conv(x)
-    y.mul_(2)
+    z = y.relu()
+    y.mul_(net.scale)
     y.add_(0.5)
-    return net.point(y), y
+    return net.point(y), y, z
 
 
 def slab_of_values(net: Net, x: Tensor) -> Tensor:
@@ -118,7 +119,7 @@ def no_grad(net: Net, x: Tensor) -> Tensor:
 
 def inner_size(net: Net, x: Tensor) -> Tensor:
     """A size is asked of a value that will not be there any more."""
-    y = net.conv(x)
+    y = net.layer(x)
     h, w = y.shape[2:]
     return net.norm(y).reshape(-1, 6, h * w).relu()
 
@@ -172,17 +173,34 @@ def padded(net: Net, x: Tensor) -> Tensor:
     return net.norm(net.layer(F.pad(x, (1, 0, 2, 0))))
 
 
-# name: the network, how many places fold (and how many once writes are values), and whether batch and sizes may be dynamic
-NETS: dict[str, tuple[Callable[[], nn.Module], int | tuple[int, int], bool]] = {
-    "alias read after write": (lambda: Net(alias_read_after_write), (1, 2), True),
+def cropping_pads(net: Net, x: Tensor) -> Tensor:
+    """Two pads that crop and fill become one."""
+    return net.norm(net.conv(F.pad(F.pad(x, (0, 1, -1, 1)), (-1, 0, 1, 1))) * 2)
+
+
+def memory_order(net: Net, x: Tensor) -> Tensor:
+    """Channels lie innermost in memory, and a view further on needs them there."""
+    y = net.line(x.movedim(1, -1)).movedim(-1, 1)
+    return (y * net.scale).relu().movedim(1, -1).view(-1, 4)
+
+
+# name: the network, how many places fold, and whether batch and sizes may be dynamic
+NETS: dict[str, tuple[Callable[[], nn.Module], int, bool]] = {
+    "alias read after write": (lambda: Net(alias_read_after_write), 1, True),
     "base read after a view is written": (
         lambda: Net(base_read_after_view_is_written, point=nn.Conv2d(6, 4, 1)),
         1,
         True,
     ),
-    "source overwritten": (lambda: Net(source_overwritten), 2, True),
+    "source overwritten": (lambda: Net(source_overwritten), 1, True),
     "chunk written": (lambda: Net(chunk_written), 1, True),
-    "written by its old name": (lambda: Net(written_by_old_name, point=nn.Conv2d(6, 4, 1)), 1, True),
+    "written by its old name": (
+        lambda: Net(
+            written_by_old_name, point=nn.Conv2d(6, 4, 1), scale=torch.linspace(1, 2, 6).view(6, 1, 1)
+        ),
+        1,
+        True,
+    ),
     "slab of values": (lambda: Net(slab_of_values, wide=nn.Conv2d(6, 4, 3)), 0, True),
     "constant written": (lambda: Net(constant_written), 1, True),
     "buffer counts": (lambda: Net(buffer_counts, count=torch.zeros(())), 1, True),
@@ -191,7 +209,7 @@ NETS: dict[str, tuple[Callable[[], nn.Module], int | tuple[int, int], bool]] = {
     "drawn": (lambda: Net(drawn), 1, True),
     "branch": (lambda: Net(branch, point=nn.Conv2d(6, 4, 1)), 2, True),
     "no grad": (lambda: Net(no_grad), 1, True),
-    "inner size": (lambda: Net(inner_size), 1, True),
+    "inner size": (lambda: Net(inner_size, layer=conv2d(stride=2)), 1, True),
     "tokens": (lambda: Net(tokens, scale=torch.linspace(-1, 2, 6), shift=torch.ones(6)), 1, True),
     "square view": (lambda: Net(square_view), 1, True),
     "crop": (lambda: Net(crop), 1, True),
@@ -209,6 +227,12 @@ NETS: dict[str, tuple[Callable[[], nn.Module], int | tuple[int, int], bool]] = {
     "circular": (lambda: Net(plain, layer=conv2d(padding_mode="circular")), 1, False),
     "same": (lambda: Net(plain, layer=conv2d(padding="same", kernel_size=(2, 4), dilation=2)), 1, True),
     "one-sided": (lambda: Net(padded, layer=conv2d(padding=0, bias=False)), 1, True),
+    "cropping pads": (lambda: Net(cropping_pads), 1, True),
+    "memory order": (
+        lambda: Net(memory_order, line=nn.Linear(4, 4), scale=torch.arange(4.0).view(4, 1, 1)),
+        1,
+        True,
+    ),
     "groups": (lambda: Net(plain, layer=conv2d(groups=2, dilation=2, bias=False)), 1, True),
     "transposed": (
         lambda: Net(

@@ -10,6 +10,8 @@ from torch.utils import _pytree as pytree
 from tests.frontends.exported.nets import NETS, Net
 from tests.support import fold_error, randomize
 from unbranch.frontends.exported import reparameterize_exported
+from unbranch.frontends.exported.reading import read_program
+from unbranch.frontends.exported.sizes import Numbers
 
 INPUT = (2, 4, 6, 9)
 
@@ -61,13 +63,12 @@ def fold_and_check(
 @pytest.mark.parametrize("name", NETS)
 def test_folded_program_agrees(name: str) -> None:
     _, places, dynamic = NETS[name]
-    layers, core = (places, places) if isinstance(places, int) else places
     torch._dynamo.reset()
     net = drawn(name)
     program = exported(net, dynamic)
     sizes = [INPUT, (3, 4, 11, 8)] if dynamic else [INPUT, INPUT]
-    fold_and_check(net, program, sizes, layers)
-    fold_and_check(net, program.run_decompositions(), sizes, core)
+    fold_and_check(net, program, sizes, places)
+    fold_and_check(net, program.run_decompositions(), sizes, places)
 
 
 @pytest.mark.parametrize(
@@ -75,7 +76,6 @@ def test_folded_program_agrees(name: str) -> None:
 )
 def test_static_program_agrees(name: str) -> None:
     net, places = drawn(name), NETS[name][1]
-    assert isinstance(places, int)
     fold_and_check(net, exported(net, False), [INPUT, INPUT], places)
 
 
@@ -91,3 +91,24 @@ def test_what_holds_for_the_example_alone_is_left() -> None:
     folded, report = reparameterize_exported(program)
     check(net, folded, [INPUT, (3, 4, 11, 8)])
     assert any("for the example's sizes only" in refused.reason for refused in report.refused)
+
+
+def test_what_is_drawn_is_drawn_in_every_run() -> None:
+    folded, _ = reparameterize_exported(exported(drawn("drawn"), True))
+    assert any(str(node.target) == "aten.rand.default" for node in folded.graph.nodes)
+
+
+@pytest.mark.parametrize(
+    ("name", "op", "why"),
+    [
+        ("base read after a view is written", "mul_", "read through another view"),
+        ("input written", "mul_", "writes to an input"),
+        ("slab of values", "copy_", "depends on the input"),
+    ],
+)
+def test_writes_that_stay_say_why(name: str, op: str, why: str) -> None:
+    program = exported(drawn(name), True)
+    reading = read_program(program, Numbers([n for n in program.graph.nodes if n.op == "placeholder"]))
+    (written,) = (n for n in reading.graph.nodes if n.spelling.startswith(f"aten.{op}"))
+    assert written.reason is not None
+    assert why in written.reason

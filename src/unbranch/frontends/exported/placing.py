@@ -32,7 +32,7 @@ class Place:
     names: list[tuple[Node, int]]
     moves: list[Node]
     gone: set[Node] = field(default_factory=set)
-    sizes: dict[Node, tuple[Node, int]] = field(default_factory=dict)
+    sizes: dict[Node, tuple[Node | None, int]] = field(default_factory=dict)
 
     @property
     def linear(self) -> bool:
@@ -91,13 +91,14 @@ def _release(reading: Reading, place: Place, node: Node, since: int) -> None:
             raise NotLinear(f"{user.name} asks for the shape of {node.name}, which is inside")
 
 
-def _same_size(place: Place, question: Node) -> tuple[Node, int]:
-    """An axis that survives and is as long."""
+def _same_size(place: Place, question: Node) -> tuple[Node | None, int]:
+    """An axis that survives and is as long; None stands for the convolution's own result."""
     inputs = [
         n for n in question.graph.nodes if n.op == "placeholder" and isinstance(n.meta["val"], torch.Tensor)
     ]
-    for node in (place.source, *inputs):
+    result = place.moves[0].args[0] if place.moves else place.end
+    for node in (place.source, *inputs, result):
         for axis, size in enumerate(node.meta["val"].shape):
             if difference(size, question.meta["val"]) == 0:
-                return node, axis
+                return (None if node is result else node), axis
     raise NotLinear(f"{question.name} asks for a size inside, which nothing else has")

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import Graph, Node
 
@@ -16,6 +17,9 @@ from unbranch.frontends.exported.sizes import Numbers
 
 FAILURES = (RuntimeError, ValueError)
 """What a fake op raises for operands that it does not take."""
+
+LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+"""Memory formats with the channels innermost, by number of axes."""
 
 
 def order(value: Tensor, numbers: Numbers) -> tuple[int, ...]:
@@ -35,23 +39,32 @@ def settle(graph: Graph, result: Node, before: Tensor, numbers: Numbers) -> None
         for node, value in changed.items():
             node.meta["val"] = value
         return
-    rest = [axis for axis in range(before.ndim) if axis not in wanted]
-    axes = [*rest, *wanted]
-    back = [axes.index(axis) for axis in range(before.ndim)]
     users = list(result.users)
-    node = result
-    for target, args, kwargs in (
-        (torch.ops.aten.permute.default, (axes,), {}),
-        (torch.ops.aten.clone.default, (), {"memory_format": torch.contiguous_format}),
-        (torch.ops.aten.permute.default, (back,), {}),
-    ):
-        with graph.inserting_after(node):
-            made = graph.call_function(target, (node, *args), kwargs)
-        made.meta = dict(result.meta)
-        made.meta["val"] = evaluated(made, {})
-        node = made
+    copied = _copied(graph, result, wanted)
     for user in users:
-        user.replace_input_with(result, node)
+        user.replace_input_with(result, copied)
+
+
+def _copied(graph: Graph, value: Node, wanted: tuple[int, ...]) -> Node:
+    """``value`` copied, its axes in the order ``wanted`` in memory."""
+    ndim = value.meta["val"].ndim
+    axes = [*(axis for axis in range(ndim) if axis not in wanted), *wanted]
+    aten = torch.ops.aten
+    if axes == [0, *range(2, ndim), 1] and ndim in LAST:
+        steps = [(aten.clone.default, (), {"memory_format": LAST[ndim]})]
+    else:
+        steps = [
+            (aten.permute.default, (axes,), {}),
+            (aten.clone.default, (), {"memory_format": torch.contiguous_format}),
+            (aten.permute.default, ([axes.index(axis) for axis in range(ndim)],), {}),
+        ]
+    for target, args, kwargs in steps:
+        with graph.inserting_after(value):
+            made = graph.call_function(target, (value, *args), kwargs)
+        made.meta = dict(value.meta)
+        made.meta["val"] = evaluated(made, {})
+        value = made
+    return value
 
 
 def _followed(result: Node, numbers: Numbers) -> dict[Node, Any] | None:
@@ -85,5 +98,6 @@ def evaluated(node: Node, changed: dict[Node, Any]) -> Any:
     fakes = [value for value in values if isinstance(value, FakeTensor)]
     if not fakes or not callable(node.target):
         raise ValueError(f"{node.name} is not run on fake tensors")
-    with fakes[0].fake_mode:
+    # Some kernels cannot do without the Python dispatcher where sizes are symbolic: a pad that crops, for one.
+    with enable_python_dispatcher(), fakes[0].fake_mode:
         return node.target(*args, **kwargs)

@@ -75,12 +75,12 @@ class Writer:
         at, end = self.copies[place.at], self.copies[place.end]
         calls = Calls(self.graph, is_core(self.program), meta)
         with self.graph.inserting_before(at):
-            result = calls.map(affine.geometry, self.copies[place.source], *inputs)
+            result = first = calls.map(affine.geometry, self.copies[place.source], *inputs)
         with self.graph.inserting_before(end):
             for move in place.moves:
                 result = calls.repeat(move, result, self.copies)
         self.positions |= dict.fromkeys(calls.made, self.reading.positions[place.at])
-        self._hand_over(place, result)
+        self._hand_over(place, first, result)
         self.names.append((result, end))
         self.gone |= {self.copies[node] for node in place.gone}
 
@@ -111,7 +111,7 @@ class Writer:
         self.state[target] = parameter
         return node
 
-    def _hand_over(self, place: Place, result: Node) -> None:
+    def _hand_over(self, place: Place, first: Node, result: Node) -> None:
         """Whoever read the value reads the result, and sizes that were asked inside are asked of what stays."""
         leaving = {self.copies[node] for node in place.gone}
         for name, since in place.names:
@@ -122,7 +122,7 @@ class Writer:
         for question, (node, axis) in place.sizes.items():
             old = self.copies[question]
             with self.graph.inserting_before(old):
-                new = self.graph.call_function(SIZE, (self.copies[node], axis))
+                new = self.graph.call_function(SIZE, (first if node is None else self.copies[node], axis))
             new.meta = dict(old.meta)
             self.positions[new] = self.positions[old]
             old.replace_all_uses_with(new)
