@@ -11,7 +11,7 @@ from tests.frontends.modules.checks import fold, norms_left
 from unbranch.affine import NotLinear
 from unbranch.fold.layout import Layout
 
-SHAPE = (2, 6, 4, 5)
+SHAPE = (2, 12, 4, 5)
 
 
 def _random_walk(rng: random.Random, x: Tensor, layout: Layout) -> tuple[Tensor, Layout]:
@@ -33,9 +33,9 @@ def test_layouts_follow_the_elements() -> None:
     accepted = channels = 0
     for seed in range(400):
         rng = random.Random(seed)
-        x, layout = torch.arange(2 * 6 * 4 * 5).reshape(SHAPE), Layout.original(SHAPE)
+        x, layout = torch.arange(2 * 12 * 4 * 5).reshape(SHAPE), Layout.original(SHAPE)
         try:
-            for _ in range(rng.randint(1, 5)):
+            for _ in range(rng.randint(1, 6)):
                 x, layout = _random_walk(rng, x, layout)
         except NotLinear:
             continue
@@ -49,8 +49,8 @@ def test_layouts_follow_the_elements() -> None:
         position = layout.position_of(1)
         if position is not None:
             channels += 1
-            channel_of = (x // 20) % 6
-            along = torch.arange(6).reshape([-1 if i == position else 1 for i in range(x.ndim)])
+            channel_of = (x // 20) % 12
+            along = torch.arange(12).reshape([-1 if i == position else 1 for i in range(x.ndim)])
             assert torch.equal(channel_of, along.expand_as(channel_of))
     assert accepted >= 300
     assert channels >= 100

@@ -17,16 +17,18 @@ Step = Callable[[Any, Tensor], Tensor]
 
 
 class Host(nn.Module):
-    """A conv + norm of its own, a helper, and a forward that a test supplies: ``relu(step(self, x))``."""
+    """A conv + norm of its own, a helper, and a forward that a test supplies: ``relu(step(self, x))``, or the step alone."""
 
-    def __init__(self, step: Step, helper: nn.Module | None = None) -> None:
+    def __init__(self, step: Step, helper: nn.Module | None = None, activated: bool = True) -> None:
         super().__init__()
         self.layers = conv_norm()
+        self.activated = activated
         self.helper = helper
         self.step = step
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.step(self, x))
+        y = self.step(self, x)
+        return F.relu(y) if self.activated else y
 
 
 class Helper(nn.Module):
@@ -108,6 +110,14 @@ def fills_a_constant(m: Any, x: Tensor) -> Tensor:
     return m.layers(x) * torch.full((1,), float(x.shape[2]), dtype=x.dtype)
 
 
+def crops_at_a_position(m: Any, x: Tensor) -> Tensor:
+    return m.layers(x)[:, :, 1:5, -4:]
+
+
+def crops_the_border(m: Any, x: Tensor) -> Tensor:
+    return m.layers(x)[:, :, 1:-1, 2:]
+
+
 def pads_by_size(m: Any, x: Tensor) -> Tensor:
     pad = max(12 - x.shape[2], 0)
     return m.layers[1](m.layers[0](F.pad(x, (0, pad, 0, pad))))
@@ -128,12 +138,16 @@ IN_ONE_FORWARD: list[Step] = [
     compares_shapes,
     fills_a_constant,
     pads_by_size,
+    crops_at_a_position,
+    crops_the_border,
 ]
 
 
 @pytest.mark.parametrize("step", IN_ONE_FORWARD, ids=lambda step: step.__name__)
-def test_what_depends_on_the_input_is_no_constant(step: Step) -> None:
-    fold(nn.Sequential(Host(step)))
+@pytest.mark.parametrize("activated", [True, False])
+def test_what_depends_on_the_input_is_no_constant(step: Step, activated: bool) -> None:
+    """With an activation the forward would have to be rewritten; without, the module would be replaced as a whole."""
+    fold(nn.Sequential(Host(step, activated=activated), nn.ReLU()))
 
 
 HELPERS: dict[str, Callable[[Tensor], object]] = {
@@ -169,6 +183,20 @@ PASSED: dict[str, Step] = {
 @pytest.mark.parametrize("step", PASSED.values(), ids=PASSED)
 def test_a_number_that_a_parent_reads_from_the_input_is_no_constant(step: Step) -> None:
     fold(nn.Sequential(Host(step, Scaled())))
+
+
+def test_a_number_that_a_child_passes_on_is_no_constant() -> None:
+    """Read by the parent, given by name, handed down by position: the block at the end cannot know where it came from."""
+
+    class Passing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.block = Scaled()
+
+        def forward(self, x: Tensor, factor: float = 1.0) -> Tensor:
+            return self.block(x, factor)
+
+    fold(nn.Sequential(Host(lambda m, x: m.helper(x, factor=int(x.shape[2])), Passing())))
 
 
 def test_an_attribute_that_a_forward_sets_is_no_constant() -> None:
@@ -231,9 +259,8 @@ class Padding(nn.Conv2d):
         for n, k, s in zip(input.shape[:1:-1], self.kernel_size[::-1], self.stride[::-1], strict=True):
             total = max((math.ceil(n / s) - 1) * s + k - n, 0)
             sides += [total // 2, total - total // 2]
-        return F.conv2d(
-            F.pad(input, sides), self.weight, self.bias, self.stride, 0, self.dilation, self.groups
-        )
+        padded = F.pad(input, sides) if any(sides) else input
+        return F.conv2d(padded, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
 
 
 class Sneaking(nn.Conv2d):
