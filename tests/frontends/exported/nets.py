@@ -178,6 +178,11 @@ def cropping_pads(net: Net, x: Tensor) -> Tensor:
     return net.norm(net.conv(F.pad(F.pad(x, (0, 1, -1, 1)), (-1, 0, 1, 1))) * 2)
 
 
+def uneven(net: Net, x: Tensor) -> Tensor:
+    """Two branches, each padded at one side of another axis: one convolution with a pad of its own before it."""
+    return net.flat(F.pad(x, (1, 0, 0, 0))) + net.tall(F.pad(x, (0, 0, 2, 0)))
+
+
 def memory_order(net: Net, x: Tensor) -> Tensor:
     """Channels lie innermost in memory, and a view further on needs them there."""
     y = net.line(x.movedim(1, -1)).movedim(-1, 1)
@@ -233,6 +238,7 @@ NETS: dict[str, tuple[Callable[[], nn.Module], int, bool]] = {
         1,
         True,
     ),
+    "uneven": (lambda: Net(uneven, flat=nn.Conv2d(4, 6, (1, 2)), tall=nn.Conv2d(4, 6, (3, 1))), 1, True),
     "groups": (lambda: Net(plain, layer=conv2d(groups=2, dilation=2, bias=False)), 1, True),
     "transposed": (
         lambda: Net(

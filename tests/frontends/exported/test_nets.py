@@ -93,9 +93,21 @@ def test_what_holds_for_the_example_alone_is_left() -> None:
     assert any("for the example's sizes only" in refused.reason for refused in report.refused)
 
 
+def test_a_size_asked_inside_is_asked_of_the_result() -> None:
+    """Export derives sizes from the inputs; other passes may ask the value itself."""
+    net = drawn("inner size")
+    program = exported(net, True)
+    nodes = {node.name: node for node in program.graph.nodes}
+    with program.graph.inserting_after(nodes["conv2d"]):
+        asked = program.graph.call_function(torch.ops.aten.sym_size.int, (nodes["conv2d"], 2))
+    asked.meta["val"] = nodes["add_1"].meta["val"]
+    nodes["add_1"].replace_all_uses_with(asked)
+    fold_and_check(net, program, [INPUT, (3, 4, 11, 8)], 1)
+
+
 def test_what_is_drawn_is_drawn_in_every_run() -> None:
     folded, _ = reparameterize_exported(exported(drawn("drawn"), True))
-    assert any(str(node.target) == "aten.rand.default" for node in folded.graph.nodes)
+    assert any(str(node.target) == "aten.rand.default" and node.users for node in folded.graph.nodes)
 
 
 @pytest.mark.parametrize(
