@@ -548,7 +548,12 @@ def test_sums_in_place() -> None:
             y += self.side(x)
             return F.relu(y) + view.mean()
 
-    for kind, left in (("into the source", 2), ("into a branch", 1), ("read later", 1), ("through a view", 2)):
+    for kind, left in (
+        ("into the source", 2),
+        ("into a branch", 1),
+        ("read later", 1),
+        ("through a view", 2),
+    ):
         folded, report = fold(nn.Sequential(InPlace(kind)))
         assert report.changed
         assert convolutions(folded) == left, f"{kind}: {report}"

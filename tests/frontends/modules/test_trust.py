@@ -97,6 +97,10 @@ def looks_up_by_size(m: Any, x: Tensor) -> Tensor:
     return m.layers(x) * {9: 1.0}.get(x.shape[2], 2.0)
 
 
+def misses_a_look_up(m: Any, x: Tensor) -> Tensor:
+    return m.layers(x) * {13: 2.0}.get(x.shape[2], 1.0)
+
+
 def indexes_by_size(m: Any, x: Tensor) -> Tensor:
     return m.layers(x) * [3.0, 5.0, 7.0][x.shape[2] % 3]
 
@@ -134,6 +138,7 @@ IN_ONE_FORWARD: list[Step] = [
     scales_by_bit_length,
     scales_by_item,
     looks_up_by_size,
+    misses_a_look_up,
     indexes_by_size,
     compares_shapes,
     fills_a_constant,
@@ -364,6 +369,16 @@ def test_layers_that_a_list_holds_too_are_left_alone() -> None:
     fold(nn.Sequential(Listing()))
     _, report = fold(nn.Sequential(Norms()))
     assert {place.how for place in report.folded} <= {"graph"}, "a layer that a dict holds too was swapped"
+
+
+def test_a_crop_to_a_position_is_no_crop_of_a_border() -> None:
+    """``[1:5]`` leaves four entries of any size; as a border it would pad where the size is small."""
+    for step in (
+        lambda m, x: m.helper(x)[:, :, 1:5] * 2.0,
+        lambda m, x: m.helper(x)[:, :, :5, -4:-1] * 2.0,
+        lambda m, x: m.helper(x)[:, :, 1:-2, ::2] * 2.0,
+    ):
+        fold(nn.Sequential(Host(step, nn.Conv2d(4, 4, 1, bias=False), activated=False), nn.ReLU()))
 
 
 def test_values_of_many_axes_fold_around() -> None:
