@@ -65,6 +65,9 @@ def reparameterize(
             ``"observed"`` believes that every call is like the recorded one.
         return_report: Also return the `Report`.
 
+    A module's fold holds for calls like the example, of any size and batch: another optional argument or flag may take a path through the
+    forward that was not recorded.
+
     Returns:
         The copy, of the class given unless the root module itself is the sum; parameters that were folded do not require gradients.
 
