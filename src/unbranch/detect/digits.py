@@ -34,6 +34,7 @@ from unbranch.detect.validation import plain_table
 from unbranch.fold.certificate import Certificate
 from unbranch.fold.verify import verify_modules
 from unbranch.models.yolov5 import YOLOv5
+from unbranch.runtimes.sessions import openvino_core
 
 SIZE = 192
 NETWORK: Mapping[str, Any] = MappingProxyType({"block": "repvgg"})
@@ -145,9 +146,7 @@ def write_as_it_stands(network: nn.Module, example: Tensor, file: Path) -> None:
 
 def openvino_of(file: Path) -> Callable[[np.ndarray], Any]:
     """An ONNX file compiled by OpenVINO for one caller at a time, in single precision."""
-    import openvino
-
-    core = openvino.Core()
+    core = openvino_core()
     settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
     return core.compile_model(core.read_model(str(file)), "CPU", settings)
 

@@ -22,6 +22,7 @@ from torch import Tensor
 from unbranch.detect.checkpoint import load_model
 from unbranch.detect.errors import InputError
 from unbranch.models.yolov5 import YOLOv5
+from unbranch.runtimes.sessions import openvino_core
 
 Output: TypeAlias = Literal["predictions", "scores", "detections"]
 """predictions: (N, total, 5 + classes) as YOLOv5. scores: (N, 4 + classes, total), as later YOLOs.
@@ -119,9 +120,7 @@ class OpenVinoEngine:
     """An OpenVINO file (`.xml`, its `.bin` beside it) on the CPU."""
 
     def __init__(self, path: Path, callers: int = 1) -> None:
-        import openvino
-
-        core = openvino.Core()
+        core = openvino_core()
         hint = "THROUGHPUT" if callers > 1 else "LATENCY"
         settings = {"PERFORMANCE_HINT": hint, "NUM_STREAMS": str(callers), "INFERENCE_PRECISION_HINT": "f32"}
         try:

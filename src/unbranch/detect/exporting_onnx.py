@@ -10,6 +10,7 @@ import onnx_ir as ir
 import torch
 
 from unbranch.detect.nms import Limits
+from unbranch.runtimes.sessions import openvino_core
 
 INPUT, PREDICTIONS, DETECTIONS = "images", "predictions", "detections"
 BOX_VALUES = 5
@@ -43,7 +44,7 @@ def write_openvino(
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         via = Path(folder) / "network.onnx"
         write(program, nms, about, via)
-        model = openvino.Core().read_model(str(via))
+        model = openvino_core().read_model(str(via))
         for key, value in about.items():
             model.set_rt_info(value, ["model_info", key])
         openvino.save_model(model, str(path), compress_to_fp16=False)

@@ -1,5 +1,6 @@
 """ONNX files in ONNX Runtime and in OpenVINO, each ready as a call without arguments."""
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -32,17 +33,28 @@ def onnx_runtime(path: Path, inputs: Sequence[Tensor], threads: int) -> Run:
     return lambda: session.run(None, feed)
 
 
-def openvino(path: Path, inputs: Sequence[Tensor], threads: int) -> Run:
-    """The file on ``inputs`` in OpenVINO, one stream, float32."""
+@functools.cache
+def openvino_core() -> Any:
+    """OpenVINO's core, one for the whole process and never given up.
+
+    Its CPU plugin lends the calling thread a signal stack and frees it in its destructor: after that, the first
+    signal that Python handles there (torch's data loaders listen for the end of every child process) kills the
+    process.
+    """
     import openvino as ov
 
+    return ov.Core()
+
+
+def openvino(path: Path, inputs: Sequence[Tensor], threads: int) -> Run:
+    """The file on ``inputs`` in OpenVINO, one stream, float32."""
     settings = {
         "INFERENCE_NUM_THREADS": str(threads),
         "NUM_STREAMS": "1",
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_PRECISION_HINT": "f32",
     }
-    core = ov.Core()
+    core = openvino_core()
     request = core.compile_model(core.read_model(str(path)), "CPU", settings).create_infer_request()
     arrays = [tensor.detach().cpu().numpy() for tensor in inputs]
     return lambda: request.infer(arrays)
