@@ -11,7 +11,7 @@ from torch import Tensor
 from unbranch.detect.errors import InputError
 from unbranch.detect.pickles import Record
 from unbranch.models.yolov5 import Description, describe
-from unbranch.models.yolov5.description import FIRST_STRIDE
+from unbranch.models.yolo.data import FIRST_STRIDE
 
 _ACTIVATIONS = {
     "SiLU": "silu",

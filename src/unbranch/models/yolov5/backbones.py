@@ -11,7 +11,7 @@ from unbranch.blocks.activation import Activation
 from unbranch.models.backbone import Backbone
 from unbranch.models.registry import create
 from unbranch.models.yolov5.layers import C3, SPPF
-from unbranch.models.yolov5.recipes import Conv
+from unbranch.models.yolo.recipes import Conv
 
 StageFactory: TypeAlias = Callable[[str, int, int, int], C3]
 

@@ -1,20 +1,19 @@
 """YOLOv5: backbone, neck and head, built from a description."""
 
-from dataclasses import replace
-from typing import Self, Unpack
+from typing import Unpack
 
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from unbranch.blocks import Branches, Deployable
+from unbranch.models.yolo.head import Detect
+from unbranch.models.yolo.network import YOLO
 from unbranch.models.yolov5.backbones import ClassifierBackbone, CSPBackbone
 from unbranch.models.yolov5.description import Departures, Description, describe
-from unbranch.models.yolov5.head import Detect, RawMap
 from unbranch.models.yolov5.layers import C3
 from unbranch.models.yolov5.neck import Neck
 
 
-class YOLOv5(Deployable, nn.Module):
+class YOLOv5(YOLO[Description]):
     """An anchor-based detector of the layout of YOLOv5 release 6 and 7, its C3 blocks re-parameterizable.
 
     Images (N, 3, H, W) in 0..1, H and W multiples of the largest stride. In training mode it returns the raw
@@ -28,8 +27,7 @@ class YOLOv5(Deployable, nn.Module):
     """
 
     def __init__(self, description: Description) -> None:
-        super().__init__()
-        self._description = description
+        super().__init__(description)
         d = description
         blocks = dict(zip(d.stage_names, d.blocks, strict=True))
 
@@ -51,55 +49,9 @@ class YOLOv5(Deployable, nn.Module):
         )
         self.detect = Detect(channels, d.anchors, d.strides, d.num_classes)
 
-    @property
-    def names(self) -> list[str]:
-        """The names of the classes, in the order of their indices."""
-        return list(self._description.names)
-
-    @property
-    def stride(self) -> int:
-        """Image sides must be multiples of this."""
-        return self._description.strides[-1]
-
-    @property
-    def description(self) -> Description:
-        """What this network was built from, with the anchors of its head as they are now."""
-        return self._description.with_anchors(self.detect.anchors.tolist())
-
-    def set_anchors(self, anchors: Float[Tensor, "levels anchors 2"]) -> None:
-        """Put other anchors, (width, height) in pixels, into the head.
-
-        Raises `ValueError` where the shape differs or a side is not positive.
-        """
-        self.detect.set_anchors(anchors)
-
-    def rename(self, names: list[str]) -> None:
-        """Give the classes other names. Raises `ValueError` where their number differs."""
-        if len(names) != self.detect.num_classes:
-            raise ValueError(f"{len(names)} names for {self.detect.num_classes} classes")
-        self._description = replace(self._description, names=tuple(names))
-
-    @property
-    def deployed(self) -> bool:
-        """Whether nothing is left to fold."""
-        return not any(isinstance(module, Branches) for module in self.modules())
-
-    def fuse(self) -> Self:
-        """Every block and every convolution with its norm becomes one convolution, in place; returns the
-        network.
-
-        The same as `switch_to_deploy()`, under the name that YOLO's users know. Call `eval()` first.
-        """
-        self.switch_to_deploy()
-        return self
-
-    def maps(self, images: Float[Tensor, "n 3 h w"]) -> list[RawMap]:
-        """The raw maps of each level, in either mode; `detect.decode` makes boxes of them."""
-        return self.detect.raw(self.neck(self.backbone(images)))
-
-    def forward(self, images: Float[Tensor, "n 3 h w"]) -> list[RawMap] | Float[Tensor, "n boxes values"]:
-        """Raw maps in training mode, decoded boxes in eval mode."""
-        return self.detect(self.neck(self.backbone(images)))
+    def features(self, images: Float[Tensor, "n 3 h w"]) -> list[Float[Tensor, "n _ _ _"]]:
+        """The neck's maps of each level, fine to coarse."""
+        return self.neck(self.backbone(images))
 
 
 def yolov5(network: str | Description = "yolov5n", **options: Unpack[Departures]) -> YOLOv5:

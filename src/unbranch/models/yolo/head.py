@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from unbranch.models.yolov5.description import AnchorLists
+from unbranch.blocks import Deployable
+from unbranch.models.yolo.data import AnchorLists
 
 RawMap: TypeAlias = Float[Tensor, "n anchors _rows _columns values"]
 
@@ -18,7 +19,7 @@ CLASS_PRIOR = 0.6
 NEARLY_NONE = 1e-5
 
 
-class Detect(nn.Module):
+class Detect(Deployable, nn.Module):
     """A 1x1 convolution for each level; each cell of each anchor predicts x, y, w, h, objectness and the
     classes.
 
@@ -50,15 +51,19 @@ class Detect(nn.Module):
         self.num_anchors = len(anchors[0])
         self.register_buffer("anchors", torch.tensor(anchors, dtype=torch.float32))
         self.register_buffer("strides", torch.tensor(strides, dtype=torch.float32), persistent=False)
-        self.maps = nn.ModuleList(nn.Conv2d(c, self.num_anchors * self.num_values, 1) for c in in_channels)
-        self._start_biases(strides)
+        self.maps = nn.ModuleList(self.level(c, self.num_anchors * self.num_values) for c in in_channels)
+        self.start_biases(self.maps, strides)
 
-    def _start_biases(self, strides: Sequence[int]) -> None:
+    def level(self, in_channels: int, out_channels: int) -> nn.Module:
+        """The layer that makes a level's map; a head of another kind makes another."""
+        return nn.Conv2d(in_channels, out_channels, 1)
+
+    def start_biases(self, maps: nn.Module, strides: Sequence[int]) -> None:
         """Start from what is known: some 8 objects in a 640-pixel picture, no class likelier than another.
 
         A single class is certain from the start: nothing has to be learnt about it.
         """
-        biases = [parameter for name, parameter in self.maps.named_parameters() if name.endswith("bias")]
+        biases = [parameter for name, parameter in maps.named_parameters() if name.endswith("bias")]
         for flat, stride in zip(biases, strides, strict=True):
             bias = flat.detach().view(self.num_anchors, self.num_values)
             bias[:, 4] = math.log(OBJECTS_IN_A_PICTURE / (PICTURE_SIZE / stride) ** 2)
@@ -79,9 +84,10 @@ class Detect(nn.Module):
 
     def raw(self, features: Sequence[Float[Tensor, "n _ _ _"]]) -> list[RawMap]:
         """The logits of each level, (N, anchors, rows, columns, 5 + classes)."""
-        return [self._arranged(layer(x)) for layer, x in zip(self.maps, features, strict=True)]
+        return [self.arranged(layer(x)) for layer, x in zip(self.maps, features, strict=True)]
 
-    def _arranged(self, flat: Float[Tensor, "n _ _rows _columns"]) -> RawMap:
+    def arranged(self, flat: Float[Tensor, "n _ _rows _columns"]) -> RawMap:
+        """(N, anchors · values, rows, columns) as (N, anchors, rows, columns, values)."""
         n, _, rows, columns = flat.shape
         return flat.view(n, self.num_anchors, self.num_values, rows, columns).permute(0, 1, 3, 4, 2)
 
