@@ -15,6 +15,7 @@ from unbranch.detect.checkpoint import load_backbone, load_extra, load_model, sa
 from unbranch.detect.errors import InputError
 from unbranch.models import create
 from unbranch.models.yolov5 import YOLOv5, yolov5
+from unbranch.models.yolov7 import YOLOv7, yolov7
 
 
 def network() -> YOLOv5:
@@ -150,5 +151,21 @@ def test_a_classifiers_weights_fill_the_backbone(tmp_path: Path) -> None:
     assert all(
         torch.equal(value, theirs[key.removeprefix("backbone.network.")]) for key, value in filled.items()
     )
-    with pytest.raises(InputError, match="the backbone is YOLOv5's own"):
+    with pytest.raises(InputError, match="the backbone is the detector's own"):
         load_backbone(network(), tmp_path / "classifier.safetensors")
+
+
+@pytest.mark.parametrize("folded", [False, True], ids=["train", "deploy"])
+def test_other_families_come_back_as_they_were(tmp_path: Path, folded: bool) -> None:
+    made = yolov7("yolov7-w6", width=0.125, names=["a", "b"], block={"out1": "repconv"}).eval()
+    randomize(made, torch.Generator().manual_seed(2), torch.rand(1, 3, 64, 64))
+    if folded:
+        made.fuse()
+    save(made, tmp_path / "a.safetensors")
+    read = load_model(tmp_path / "a.safetensors")
+    assert isinstance(read, YOLOv7)
+    assert read.description == made.description
+    assert read.deployed == folded
+    mine, theirs = made.state_dict(), read.state_dict()
+    assert mine.keys() == theirs.keys()
+    assert all(torch.equal(mine[key], theirs[key]) for key in mine)

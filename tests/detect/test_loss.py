@@ -216,3 +216,15 @@ def test_half_precision_maps_are_computed_in_single(generator: torch.Generator) 
     rounded = [raw.bfloat16() for raw in maps]
     assert loss(rounded, targets).total.dtype == torch.float32
     assert torch.equal(loss(rounded, targets).total, loss([raw.float() for raw in rounded], targets).total)
+
+
+def test_auxiliary_maps_weigh_a_quarter() -> None:
+    """Maps beyond the levels are levels once more: same anchors and strides, a quarter of the weight."""
+    generator = torch.Generator().manual_seed(4)
+    targets = drawn_targets(generator, 12, 2, 3)
+    own, extra = drawn_maps(generator, 2, 3), drawn_maps(generator, 2, 3)
+    loss = DetectionLoss(ANCHORS, STRIDES, GAINS)
+    found, plain = loss([*own, *extra], targets), slow_loss(own, targets)
+    expected = [a + 0.25 * b for a, b in zip(plain, slow_loss(extra, targets), strict=True)]
+    assert found.parts.tolist() == pytest.approx(expected, rel=1e-6)
+    assert found.total.item() == pytest.approx(2 * sum(expected), rel=1e-6)

@@ -6,9 +6,10 @@ from unbranch.blocks.dbb import DiverseBranchBlock
 from unbranch.blocks.deployable import Deployable
 from unbranch.blocks.depthwise import RepGhostBlock, RepMixer, RepVGGDW
 from unbranch.blocks.edge import EdgeOrientedBlock, LinearBottleneck
+from unbranch.blocks.implicit import ImplicitA, ImplicitConv, ImplicitM
 from unbranch.blocks.large_kernel import DilatedReparamBlock, RepLKBlock
 from unbranch.blocks.mobileone import MobileOneBlock
-from unbranch.blocks.orepa import OREPABlock
+from unbranch.blocks.orepa import OREPABlock, RepConvOREPA
 from unbranch.blocks.qarepvgg import QARepVGGBlock
 from unbranch.blocks.repconv import RepConv, RepConvN
 from unbranch.blocks.repvgg import RepVGGBlock
@@ -25,12 +26,16 @@ __all__ = [
     "DilatedReparamBlock",
     "DiverseBranchBlock",
     "EdgeOrientedBlock",
+    "ImplicitA",
+    "ImplicitConv",
+    "ImplicitM",
     "LinearBottleneck",
     "MobileOneBlock",
     "OREPABlock",
     "QARepVGGBlock",
     "RepConv",
     "RepConvN",
+    "RepConvOREPA",
     "RepGhostBlock",
     "RepLKBlock",
     "RepMixer",

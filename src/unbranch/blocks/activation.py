@@ -12,6 +12,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": partial(nn.ReLU, inplace=True),
     "relu6": partial(nn.ReLU6, inplace=True),
     "leaky_relu": partial(nn.LeakyReLU, inplace=True),
+    "leaky_relu_0.1": partial(nn.LeakyReLU, 0.1, inplace=True),
     "silu": partial(nn.SiLU, inplace=True),
     "hardswish": partial(nn.Hardswish, inplace=True),
     "gelu": nn.GELU,

@@ -8,7 +8,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from unbranch.affine import Affine, add, compose, scale
-from unbranch.blocks.block import Block, BlockOptions, Branches
+from unbranch.blocks.block import Block, BlockOptions, Branches, Sum
+from unbranch.blocks.shortcuts import shortcut_branch
 from unbranch.blocks.spec import Axes, ConvSpec, pad_layer
 
 
@@ -84,3 +85,30 @@ class OREPABlock(Block):
         **options: Unpack[BlockOptions],
     ) -> None:
         super().__init__(in_channels, out_channels, kernel_size, stride, Squeezed, **options)
+
+
+def _beside_squeezed(spec: ConvSpec) -> Sum:
+    branches: dict[str, nn.Module] = {"dense": Squeezed(spec), "pointwise": spec.conv_norm(1)}
+    carried = shortcut_branch("auto", spec)
+    return Sum(branches if carried is None else {**branches, "shortcut": carried})
+
+
+class RepConvOREPA(Block):
+    """y = silu(OREPA(x) + norm(w_1 * x) + norm(x)): RepConv whose kxk is OREPA's  (YOLOv7's RepConv_OREPA).
+
+    Shapes and errors are ``OREPABlock``'s; the input itself is a branch where channels and size stay.
+
+    >>> RepConvOREPA(4, 4)(torch.ones(1, 4, 7, 5)).shape
+    torch.Size([1, 4, 7, 5])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Axes = 3,
+        stride: Axes = 1,
+        **options: Unpack[BlockOptions],
+    ) -> None:
+        options.setdefault("activation", "silu")
+        super().__init__(in_channels, out_channels, kernel_size, stride, _beside_squeezed, **options)

@@ -7,6 +7,7 @@ of torch's candidates.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from torchvision.ops import box_iou
 from unbranch.detect.engines import Output
 from unbranch.detect.nms import USUAL, Limits, corners, suppress, suppress_scores
 from unbranch.fold.certificate import fold_error
-from unbranch.models.yolov5 import YOLOv5
+from unbranch.models.yolo import YOLO
 
 WORST_ERROR = 1e-4
 PIXELS = 1.0
@@ -51,7 +52,7 @@ class Agreement:
 
 def agree(
     run: Callable[[np.ndarray], Tensor],
-    network: YOLOv5,
+    network: YOLO[Any],
     inputs: Sequence[np.ndarray],
     output: Output,
     limits: Limits = USUAL,

@@ -13,14 +13,16 @@ from torch import Tensor
 from unbranch.checkpoints import LoadResult, load
 from unbranch.detect.errors import InputError
 from unbranch.detect.files import replacing
-from unbranch.models.yolov5 import Description, YOLOv5, yolov5
+from unbranch.models.yolo import YOLO, build, describe, families
+from unbranch.models.yolo.families import family_of
+from unbranch.models.yolov5 import YOLOv5
 from unbranch.models.yolov5.backbones import ClassifierBackbone
 
-FORMAT = "unbranch-yolov5"
+FORMAT = "unbranch-"
 VERSION = 1
 
 
-def save(model: YOLOv5, path: str | os.PathLike[str], extra: Mapping[str, Any] | None = None) -> None:
+def save(model: YOLO[Any], path: str | os.PathLike[str], extra: Mapping[str, Any] | None = None) -> None:
     """Write a network's weights, with its description (layout, names, anchors) and form as JSON in the
     metadata.
 
@@ -29,7 +31,7 @@ def save(model: YOLOv5, path: str | os.PathLike[str], extra: Mapping[str, Any] |
     `InputError` where it cannot be written.
     """
     about = {
-        "format": FORMAT,
+        "format": FORMAT + family_of(model.description.network).name,
         "version": VERSION,
         "form": "deploy" if model.deployed else "train",
         "stride": [float(s) for s in model.description.strides],
@@ -46,7 +48,7 @@ def save(model: YOLOv5, path: str | os.PathLike[str], extra: Mapping[str, Any] |
             raise InputError(f"{target}: cannot be written: {error}") from error
 
 
-def load_model(path: str | os.PathLike[str]) -> YOLOv5:
+def load_model(path: str | os.PathLike[str]) -> YOLO[Any]:
     """The network that `save` wrote, in eval mode, in the form and the dtype that it was saved in.
 
     Raises `InputError` for a missing or damaged file, one that is not ours, and weights that do not fit their
@@ -54,8 +56,7 @@ def load_model(path: str | os.PathLike[str]) -> YOLOv5:
     """
     about, state = _read(Path(path))
     try:
-        description = Description.from_dict(about["description"])
-        model = yolov5(description).eval()
+        model = build(describe(about["description"])).eval()
         if about["form"] == "deploy":
             model.fuse()
         floating = {value.dtype for value in state.values() if value.is_floating_point()}
@@ -83,7 +84,7 @@ def _read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             state = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise InputError(f"{file}: not a whole safetensors file: {error}") from error
-    if texts.get("format") != FORMAT:
+    if texts.get("format") not in [FORMAT + family.name for family in families()]:
         raise InputError(
             f"{file}: not a detector of ours; for an original YOLOv5 checkpoint: unbranch import {file}"
         )
@@ -101,14 +102,15 @@ def _read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return about, state
 
 
-def load_backbone(model: YOLOv5, path: str | os.PathLike[str]) -> LoadResult:
+def load_backbone(model: YOLO[Any], path: str | os.PathLike[str]) -> LoadResult:
     """Fill the classification backbone of a detector from that classifier's checkpoint; its head is left over.
 
     Names and forms are those of `unbranch.checkpoints.load`, which says what it raises. Raises `InputError` where the
     detector's backbone is no classification network.
     """
-    if not isinstance(model.backbone, ClassifierBackbone):
+    if not isinstance(model, YOLOv5) or not isinstance(model.backbone, ClassifierBackbone):
         raise InputError(
-            f"{path}: no place for it, the backbone is YOLOv5's own; build with backbone='mobileone_s0', say"
+            f"{path}: no place for it, the backbone is the detector's own; build a YOLOv5 with "
+            "backbone='mobileone_s0', say"
         )
     return load(model.backbone.network, path, reinit=["head"])

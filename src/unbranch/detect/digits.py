@@ -33,7 +33,7 @@ from unbranch.detect.training.console import Narrator
 from unbranch.detect.validation import plain_table
 from unbranch.fold.certificate import Certificate
 from unbranch.fold.verify import verify_modules
-from unbranch.models.yolov5 import YOLOv5
+from unbranch.models.yolo import YOLO
 from unbranch.runtimes.sessions import openvino_core
 
 SIZE = 192
@@ -105,7 +105,7 @@ def demo(
     return DemoResult(out, rows, certificate)
 
 
-def measured(network: YOLOv5, split: Split, file: Path) -> dict[str, float]:
+def measured(network: YOLO[Any], split: Split, file: Path) -> dict[str, float]:
     """Size, accuracy on `split`, and milliseconds a picture in torch, ONNX Runtime and OpenVINO, on one
     picture.
 
@@ -187,7 +187,7 @@ def write_table(
         )
 
 
-def contact_sheet(network: YOLOv5, split: Split) -> Tensor:
+def contact_sheet(network: YOLO[Any], split: Split) -> Tensor:
     """Pairs of pictures, what was found on the left and what is there on the right."""
     detector = Detector(network, split.size)
     shown = []

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from unbranch.detect.checkpoint import load_model
 from unbranch.detect.errors import InputError
-from unbranch.models.yolov5 import YOLOv5
+from unbranch.models.yolo import YOLO
 from unbranch.runtimes.sessions import openvino_core
 
 Output: TypeAlias = Literal["predictions", "scores", "detections"]
@@ -62,13 +62,13 @@ class Engine(Protocol):
 
 
 class TorchEngine:
-    """A `YOLOv5` in eval mode on a device; one caller at a time, on all cores.
+    """A `YOLO` in eval mode on a device; one caller at a time, on all cores.
 
     Weights in training form are folded first, on a copy where the module is the caller's own, and `notes` say
     so.
     """
 
-    def __init__(self, model: YOLOv5, device: str = "cpu", notes: tuple[str, ...] = ()) -> None:
+    def __init__(self, model: YOLO[Any], device: str = "cpu", notes: tuple[str, ...] = ()) -> None:
         self.device = torch.device(device)
         self.model = model.to(self.device).eval()
         self.signature = Signature(tuple(model.names), model.stride)
@@ -147,13 +147,13 @@ class OpenVinoEngine:
         return OpenVinoEngine(self.path, callers) if callers > 1 else self
 
 
-def open_engine(weights: YOLOv5 | str | os.PathLike[str], device: str = "cpu") -> Engine:
+def open_engine(weights: YOLO[Any] | str | os.PathLike[str], device: str = "cpu") -> Engine:
     """The engine for a network, a `.safetensors` of ours, an `.onnx` file, or OpenVINO's `.xml` or the folder
     around it.
 
     Raises `InputError` where there is no such file, its kind is unknown, or it is not a detector.
     """
-    if isinstance(weights, YOLOv5):
+    if isinstance(weights, YOLO):
         return folded_engine(weights, device, "the network")
     path = Path(weights)
     if not path.exists():
@@ -175,7 +175,7 @@ def open_engine(weights: YOLOv5 | str | os.PathLike[str], device: str = "cpu") -
     return OnnxEngine(path) if path.suffix == ".onnx" else OpenVinoEngine(path)
 
 
-def folded_engine(model: YOLOv5, device: str, where: str) -> TorchEngine:
+def folded_engine(model: YOLO[Any], device: str, where: str) -> TorchEngine:
     """An engine for `model`; one that is in training form is folded, as a copy, and the notes say so."""
     if model.deployed:
         return TorchEngine(model, device)

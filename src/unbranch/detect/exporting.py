@@ -24,7 +24,7 @@ from unbranch.detect.files import replacing
 from unbranch.detect.letterbox import fill, network_input, place
 from unbranch.detect.nms import USUAL, Limits
 from unbranch.detect.sources import PictureFile, Source, find, read_picture
-from unbranch.models.yolov5 import YOLOv5
+from unbranch.models.yolo import YOLO
 
 Layout: TypeAlias = Literal["predictions", "scores"]
 
@@ -85,7 +85,7 @@ class Plan:
 class ScoreLayout(nn.Module):
     """Predictions (N, total, 5 + classes) as (N, 4 + classes, total): score = objectness · probability."""
 
-    def __init__(self, network: YOLOv5) -> None:
+    def __init__(self, network: YOLO[Any]) -> None:
         super().__init__()
         self.network = network
 
@@ -96,7 +96,7 @@ class ScoreLayout(nn.Module):
 
 
 def export(
-    weights: YOLOv5 | str | os.PathLike[str],
+    weights: YOLO[Any] | str | os.PathLike[str],
     target: str | os.PathLike[str],
     plan: Plan = Plan(),
     pictures: Source | Sequence[Source] | None = None,
@@ -131,8 +131,8 @@ def export(
     return Exported(file, agreement, notes)
 
 
-def _folded(weights: YOLOv5 | str | os.PathLike[str]) -> tuple[YOLOv5, tuple[str, ...]]:
-    network = copy.deepcopy(weights) if isinstance(weights, YOLOv5) else load_model(weights)
+def _folded(weights: YOLO[Any] | str | os.PathLike[str]) -> tuple[YOLO[Any], tuple[str, ...]]:
+    network = copy.deepcopy(weights) if isinstance(weights, YOLO) else load_model(weights)
     network = network.float().cpu().eval()
     if network.deployed:
         return network, ()
@@ -172,7 +172,7 @@ def _inputs(plan: Plan, stride: int, pictures: Source | Sequence[Source] | None)
     ]
 
 
-def _program(network: YOLOv5, plan: Plan, inputs: list[np.ndarray]) -> torch.export.ExportedProgram:
+def _program(network: YOLO[Any], plan: Plan, inputs: list[np.ndarray]) -> torch.export.ExportedProgram:
     module = ScoreLayout(network).eval() if plan.layout == "scores" else network
     if not plan.dynamic:
         return torch.export.export(module, (torch.from_numpy(inputs[0]),), strict=False)
@@ -187,7 +187,7 @@ def _program(network: YOLOv5, plan: Plan, inputs: list[np.ndarray]) -> torch.exp
 
 
 def _write(
-    suffix: str, program: torch.export.ExportedProgram, network: YOLOv5, plan: Plan, part: Path
+    suffix: str, program: torch.export.ExportedProgram, network: YOLO[Any], plan: Plan, part: Path
 ) -> Callable[[np.ndarray], Tensor]:
     """Write `part` and open it again: what comes back runs the file itself."""
     about = metadata(network, plan)
@@ -204,7 +204,7 @@ def _write(
     return open_engine(part).run
 
 
-def metadata(network: YOLOv5, plan: Plan) -> Mapping[str, str]:
+def metadata(network: YOLO[Any], plan: Plan) -> Mapping[str, str]:
     """What a file says of itself: names as a literal `{0: 'person', …}`, stride, task, input size, batch, and
     its output.
     """

@@ -39,6 +39,10 @@ BALANCE = {3: (4.0, 1.0, 0.4), 4: (4.0, 1.0, 0.25, 0.06)}
 """How much each level's objectness weighs: small objects, which most cells look for, most."""
 
 
+AUXILIARY = 0.25
+"""How much an auxiliary level weighs beside the level of its stride."""
+
+
 class Losses(NamedTuple):
     """`total` is what is minimised, for all pictures of the batch; the parts are its shares a picture,
     detached."""
@@ -77,6 +81,10 @@ class DetectionLoss:
     over them: each part is then divided by what all ranks have, and multiplied by `ranks`, so that gradients
     averaged over the ranks are those of one process with the whole batch.
 
+    Maps beyond the levels are auxiliary ones (YOLOv7's): the same strides and anchors again, at a quarter of
+    the weight. The assignment is YOLOv5's for them too, not the YOLOv7 paper's, in which the head's own
+    predictions choose.
+
     Example:
         >>> gains = Gains(0.05, (4.0,), 0.5)
         >>> loss = DetectionLoss(torch.tensor([[[10.0, 13.0]]]), torch.tensor([8.0]), gains)
@@ -94,17 +102,17 @@ class DetectionLoss:
     def __call__(self, maps: Sequence[Tensor], targets: Float[Tensor, "m 6"]) -> Losses:
         """maps: each (n, a, rows, columns, 5 + classes) logits. targets: (picture, class, x, y, w, h) in
         pixels."""
+        of_map = [i % len(self.anchors) for i in range(len(maps))]
         matched = [
             assign(targets, self.anchors[level], float(self.strides[level]), raw.shape[2:4], self.threshold)
-            for level, raw in enumerate(maps)
+            for level, raw in zip(of_map, maps, strict=True)
         ]
         own = [maps[0].shape[0], *(len(m.target) for m in matched), *(raw[..., 0].numel() for raw in maps)]
         pictures, *counts = self.reduce(torch.tensor(own, device=targets.device)).tolist()
         matches, cells = counts[: len(maps)], counts[len(maps) :]
-        levels = zip(range(len(maps)), maps, matched, matches, cells, strict=True)
-        parts = torch.stack(
-            [self._level(level, raw, at, targets, k, c) for level, raw, at, k, c in levels]
-        ).sum(0)
+        levels = zip(of_map, maps, matched, matches, cells, strict=True)
+        each = torch.stack([self._level(level, raw, at, targets, k, c) for level, raw, at, k, c in levels])
+        parts = each[: len(self.anchors)].sum(0) + AUXILIARY * each[len(self.anchors) :].sum(0)
         return Losses(parts.sum() * pictures * self.ranks, parts.detach() * self.ranks)
 
     def _level(

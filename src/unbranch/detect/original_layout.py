@@ -10,8 +10,8 @@ from torch import Tensor
 
 from unbranch.detect.errors import InputError
 from unbranch.detect.pickles import Record
-from unbranch.models.yolov5 import Description, describe
 from unbranch.models.yolo.data import FIRST_STRIDE
+from unbranch.models.yolov5 import Description, describe
 
 _ACTIVATIONS = {
     "SiLU": "silu",

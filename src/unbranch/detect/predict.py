@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import groupby, islice
 from pathlib import Path
-from typing import TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import supervision as sv
@@ -30,7 +30,7 @@ from unbranch.detect.sources import (
     frames,
     read_picture,
 )
-from unbranch.models.yolov5 import YOLOv5
+from unbranch.models.yolo import YOLO
 
 Picture: TypeAlias = str | os.PathLike[str] | np.ndarray | Image.Image
 Item: TypeAlias = PictureFile | VideoFile | VideoFrame
@@ -66,7 +66,7 @@ class _Loaded:
 class Detector:
     """Finds objects: `Detector("best.safetensors")(images)` gives supervision Detections.
 
-    weights: a `YOLOv5`, a `.safetensors` of ours, an `.onnx` file, or OpenVINO's `.xml` or its folder.
+    weights: a `YOLO`, a `.safetensors` of ours, an `.onnx` file, or OpenVINO's `.xml` or its folder.
     Weights in training form are folded on loading; `notes` say so. size: the longer side of the network's
     input, in pixels (fixed by files with a fixed input). rectangular: pad to the stride only, where the file
     allows it; otherwise to a square.
@@ -79,7 +79,7 @@ class Detector:
 
     def __init__(
         self,
-        weights: YOLOv5 | str | os.PathLike[str],
+        weights: YOLO[Any] | str | os.PathLike[str],
         size: int = 640,
         limits: Limits = USUAL,
         rectangular: bool = True,

@@ -6,12 +6,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from unbranch.detect.errors import InputError
 from unbranch.detect.predict import STEPS, Detector, Result
 from unbranch.detect.sources import Source
 from unbranch.detect.writers import Kind, Writers, boxes_of
-from unbranch.models.yolov5 import YOLOv5
+from unbranch.models.yolo import YOLO
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Summary:
 
 
 def detect(
-    weights: YOLOv5 | str | os.PathLike[str] | Detector,
+    weights: YOLO[Any] | str | os.PathLike[str] | Detector,
     source: Source | Sequence[Source],
     folder: str | os.PathLike[str] = "runs/detect",
     kinds: Iterable[Kind] = ("pictures",),

@@ -22,7 +22,7 @@ from unbranch.detect.metrics import Metrics, evaluate
 from unbranch.detect.schedule import Plan, Rates, make_optimizer, set_rates
 from unbranch.detect.training.history import History
 from unbranch.detect.validation import MEASURING, found_in, in_order, network_images
-from unbranch.models.yolov5 import YOLOv5
+from unbranch.models.yolo import YOLO
 
 KEY = "unbranch"
 
@@ -37,7 +37,7 @@ class DetectionModule(lightning.LightningModule):
 
     def __init__(
         self,
-        network: YOLOv5,
+        network: YOLO[Any],
         plan: Plan,
         size: int,
         seed: int,

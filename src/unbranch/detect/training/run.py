@@ -33,7 +33,7 @@ from unbranch.detect.training.logs import EventLog, Pictures, require_tensorboar
 from unbranch.detect.training.module import DetectionModule
 from unbranch.detect.training.settings import Job, Settings
 from unbranch.detect.training.weights import take_weights
-from unbranch.models.yolov5 import Description, YOLOv5, yolov5
+from unbranch.models.yolo import YOLO, YOLODescription, build, describe
 
 DEFAULT_MODEL = "yolov5n"
 
@@ -52,16 +52,16 @@ class TrainResult:
 
 def train(
     data: str | Path | Mapping[str, Any] | None = None,
-    model: str | Path | Mapping[str, Any] | Description | None = None,
+    model: str | Path | Mapping[str, Any] | YOLODescription | None = None,
     folder: str | Path = "runs/train",
     resume: bool = False,
     quiet: bool = False,
     **settings: Any,
 ) -> TrainResult:
-    """Train a YOLOv5 on `data`; everything it leaves lies in `folder`.
+    """Train a detector on `data`; everything it leaves lies in `folder`.
 
     data: a data.yaml, a folder (VOC, COCO, YOLO), or a mapping, see `data.open_spec`. model: a name
-    (`yolov5n` …), weights to start from (`.safetensors`), a description, or a YAML file of one. settings: see
+    (`yolov5n`, `yolov7-tiny` …), weights to start from (`.safetensors`), a description, or a YAML file of one. settings: see
     `Settings`; the same names are the command line's options. resume: go on with the training in `folder`
     from its last whole epoch; data, model and settings are then its own.
 
@@ -121,7 +121,7 @@ def _lasting(data: str | Path | Mapping[str, Any]) -> str | dict[str, Any]:
 
 def description_of(model: Any) -> str | dict[str, Any]:
     """A network's name, or its description as plain data, out of what `train` takes as its model."""
-    if isinstance(model, Description):
+    if isinstance(model, YOLODescription):
         return model.to_dict()
     if isinstance(model, Mapping):
         return dict(model)
@@ -144,13 +144,13 @@ def read_description(file: Path) -> dict[str, Any]:
 
 def describe_for(
     model: str | Mapping[str, Any], names: tuple[str, ...], options: Mapping[str, Any]
-) -> Description:
+) -> YOLODescription:
     """The description of a job's network for the classes of its data. Raises InputError for what it
     refuses."""
     plain = {"network": model} if isinstance(model, str) else dict(model)
     plain.pop("num_classes", None)
     try:
-        return Description.from_dict({**plain, **options, "names": list(names)})
+        return describe({**plain, **options, "names": list(names)})
     except (ValueError, TypeError) as error:
         raise InputError(f"model: {error}") from error
 
@@ -165,7 +165,7 @@ def _run(job: Job, out: Path, narrator: Narrator) -> TrainResult:
     steps = ranks.steps(len(train_split), settings.batch)
     plan = Plan(steps, settings.epochs, settings.batch, settings.recipe, settings.weights is None)
     torch.manual_seed(settings.seed)
-    network = yolov5(describe_for(job.model, train_split.names, settings.network))
+    network = build(describe_for(job.model, train_split.names, settings.network))
     if before is None:
         if settings.weights is not None:
             narrator.say(take_weights(network, load_model(settings.weights), settings.weights))
@@ -207,7 +207,7 @@ def _splits(job: Job, sharers: int, narrator: Narrator) -> tuple[Split, Split]:
     return checked["train"], checked.get("val", checked["train"])
 
 
-def _fit_anchors(network: YOLOv5, split: Split, settings: Settings) -> list[str]:
+def _fit_anchors(network: YOLO[Any], split: Split, settings: Settings) -> list[str]:
     choice: Choice = choose_anchors(
         training_sides(split), network.detect.anchors, settings.recipe.anchor_threshold, settings.seed
     )

@@ -1,13 +1,15 @@
 """Start from a trained network of another shape or with other classes: what fits is taken."""
 
+from typing import Any
+
 import torch
 
 from unbranch.detect.errors import InputError
-from unbranch.models.yolov5 import YOLOv5
+from unbranch.models.yolo import YOLO
 
 
 @torch.no_grad()
-def take_weights(network: YOLOv5, source: YOLOv5, where: str) -> str:
+def take_weights(network: YOLO[Any], source: YOLO[Any], where: str) -> str:
     """Copy every tensor of `source` that `network` has under the same name and shape; say how many in one
     line.
 

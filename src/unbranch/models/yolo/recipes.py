@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
+import torch
 from torch import nn
 
 from unbranch.blocks import (
@@ -17,6 +18,7 @@ from unbranch.blocks import (
     OREPABlock,
     QARepVGGBlock,
     RepConv,
+    RepConvOREPA,
     RepVGGBlock,
 )
 from unbranch.blocks.activation import Activation
@@ -90,6 +92,7 @@ KINDS: Mapping[str, Callable[..., nn.Module]] = {
     "acnet": ACBlock,
     "dbb": DiverseBranchBlock,
     "orepa": OREPABlock,
+    "repconv_orepa": RepConvOREPA,
 }
 """Kinds of block by name, called with (channels in, channels out, kernel_size, activation=…, **options)."""
 
@@ -151,8 +154,8 @@ def _options_of(kind: str) -> tuple[str, ...]:
     return tuple(name for name in (*own, *BlockOptions.__annotations__) if name not in _SETTLED)
 
 
-def check_block(choice: BlockChoice, stage: str) -> None:
-    """Raise `ValueError`, naming the stage, where `choice` does not make a block."""
+def check_block(choice: BlockChoice, stage: str, in_channels: int = 8, out_channels: int = 8) -> None:
+    """Raise `ValueError`, naming the stage, where `choice` does not make a block of these channels."""
     if choice.kind not in KINDS:
         raise ValueError(f"block of {stage}: {choice.kind!r}; known kinds are {', '.join(KINDS)}")
     known = _options_of(choice.kind)
@@ -166,6 +169,7 @@ def check_block(choice: BlockChoice, stage: str) -> None:
             f"block of {stage}: {dict(choice.options)}; options are numbers, text, true, false or null"
         )
     try:
-        choice.build(8, 8, None)
+        with torch.device("meta"):
+            choice.build(in_channels, out_channels, None)
     except (TypeError, ValueError) as error:
         raise ValueError(f"block of {stage}: {choice.kind} with {dict(choice.options)}: {error}") from error

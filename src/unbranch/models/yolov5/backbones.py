@@ -10,8 +10,8 @@ from unbranch.blocks import Deployable
 from unbranch.blocks.activation import Activation
 from unbranch.models.backbone import Backbone
 from unbranch.models.registry import create
-from unbranch.models.yolov5.layers import C3, SPPF
 from unbranch.models.yolo.recipes import Conv
+from unbranch.models.yolov5.layers import C3, SPPF
 
 StageFactory: TypeAlias = Callable[[str, int, int, int], C3]
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from unbranch.blocks import Deployable
 from unbranch.blocks.activation import Activation
-from unbranch.models.yolov5.description import BOTTLENECKS
 from unbranch.models.yolo.recipes import PLAIN, BlockChoice, Conv
+from unbranch.models.yolov5.description import BOTTLENECKS
 
 BlockFactory: TypeAlias = Callable[[int, int], nn.Module]
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from unbranch.blocks import Deployable
 from unbranch.blocks.activation import Activation
-from unbranch.models.yolov5.layers import C3
 from unbranch.models.yolo.recipes import Conv
+from unbranch.models.yolov5.layers import C3
 
 StageFactory: TypeAlias = Callable[[str, int, int], C3]
 
