@@ -1,4 +1,4 @@
-"""`unbranch train`: train a YOLOv5 on one's own pictures."""
+"""`unbranch train`: train a detector on one's own pictures."""
 
 from pathlib import Path
 from typing import Annotated
@@ -15,7 +15,8 @@ def command(  # noqa: PLR0913 - the options are the interface
     model: Annotated[
         str | None,
         typer.Option(
-            help="yolov5n (the default), s, m, l or x, weights (.safetensors), or a YAML description."
+            help="yolov5n (the default), s, m, l or x, yolov7-tiny, yolov7, yolov7-w6, weights (.safetensors), or a YAML "
+            "description."
         ),
     ] = None,
     out: Annotated[Path, typer.Option(help="The folder that holds everything of this training.")] = Path(
