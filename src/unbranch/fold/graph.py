@@ -117,6 +117,8 @@ class Graph:
         """A map that is none as it was called says so at once, and is opaque from then on."""
         for record in records:
             if isinstance(record, Map):
+                if 0 in operands[0].shape:
+                    raise NotLinear(f"a value of shape {tuple(operands[0].shape)} holds nothing")
                 self.map_of(record, _channels(record, operands[0].shape))
 
     def record_of(self, value: int) -> Record | None:

@@ -44,6 +44,8 @@ class Layout:
         Raises:
             NotLinear: an axis would begin or end in the middle of an atom.
         """
+        if 0 in self.shape:
+            raise NotLinear(f"a tensor of shape {self.shape} holds nothing")
         atoms = [atom for axis in self.axes for atom in axis]
         axes = []
         for size in sizes:

@@ -63,11 +63,21 @@ unseen = torch._C.DisableTorchFunction
 
 
 def record(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any] | None = None) -> Recording:
-    """Run ``model`` once, in inference mode, and write down what it did. Attributes that the run sets are put back."""
-    recorder = Recorder(model)
+    """Run ``model`` once, in inference mode, and write down what it did. Attributes that the run sets are put back.
+
+    Where torch does not take `Sized` numbers, as in ``x.expand(n, -1)``, plain ones go out and each call that asks for one is doubted.
+    """
+    try:
+        return _recorded(Recorder(model), args, kwargs or {})
+    except TypeError:
+        return _recorded(Recorder(model, plain_sizes=True), args, kwargs or {})
+
+
+def _recorded(recorder: "Recorder", args: Sequence[Any], kwargs: dict[str, Any]) -> Recording:
+    model = recorder.model
     with attributes_kept(model, recorder.stored):
-        recorder.keep(recorder.run(args, kwargs or {}))
-        recorder.keep([args, kwargs or {}, *model.parameters(), *model.buffers()])
+        recorder.keep(recorder.run(args, kwargs))
+        recorder.keep([args, kwargs, *model.parameters(), *model.buffers()])
     recorder.recording.graph.forget_views(THROUGH_VIEWS)
     return recorder.recording
 
@@ -119,8 +129,8 @@ class _Functions(TorchFunctionMode):
 class Recorder:
     """Runs a module and writes the graph; `record` is the way to use it for a whole model."""
 
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
+    def __init__(self, model: nn.Module, plain_sizes: bool = False) -> None:
+        self.model, self.plain_sizes = model, plain_sizes
         self.paths: dict[int, str] = {}
         for path, module in model.named_modules():
             self.paths.setdefault(id(module), path)
@@ -258,6 +268,9 @@ class Recorder:
             self.doubt("it reads a value back into Python")
             self.keep(args)
         if func in SIZES and not (self.stack and self.stack[-1].is_torch) and self.values_in(args[0]):
+            if self.plain_sizes:
+                self.doubt(READ)
+                return result
             return self._sized(result)
         return result
 

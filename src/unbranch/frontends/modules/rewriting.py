@@ -12,6 +12,7 @@ import torch
 from torch import fx, nn
 from torch.fx.proxy import TraceError
 from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.utils._pytree import tree_map_only
 
 from unbranch.affine import NotLinear
 from unbranch.fold.facts import Fact
@@ -214,7 +215,10 @@ class Rewriter:
         run = _Run(module)
         recorder = Recorder(run)
         run.interpreter.recorder = recorder
-        recorder.run(args, {})
+        try:
+            recorder.run(args, {})
+        except TRACING_ERRORS as error:
+            raise NotLinear(f"{where}: its trace does not run ({str(error).splitlines()[0]})") from error
         ours = [node.spelling for node in recorder.recording.graph.nodes]
         theirs = [self.recording.graph.nodes[i].spelling for i in frame.nodes]
         if ours != theirs:
@@ -240,7 +244,8 @@ class Rewriter:
                 return
             call = pending[id(module)].pop(0)
             if id(call) in wanted:
-                caught[id(call)] = tuple(a.clone() if isinstance(a, torch.Tensor) else a for a in args)
+                # Lists are copied too: what was handed over may be appended to after the call.
+                caught[id(call)] = tree_map_only(torch.Tensor, torch.Tensor.clone, args)
 
         handle = register_module_forward_pre_hook(catch)
         try:
