@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from unbranch.blocks import ConvSpec
+from unbranch.blocks import ConvSpec, RepVGGBlock
 
 SIZES = {1: (17,), 2: (17, 12), 3: (9, 8, 7)}
 
@@ -72,3 +72,8 @@ def test_the_norm_is_the_one_asked_for() -> None:
 def test_what_makes_no_convolution_is_refused_with_its_values(arguments, options, words: str) -> None:
     with pytest.raises(ValueError, match=re.escape(words)):
         ConvSpec.of(*arguments, **options)
+
+
+def test_an_option_that_no_block_takes_is_refused() -> None:
+    with pytest.raises(TypeError, match="no such option: padding; there are dilation, groups"):
+        RepVGGBlock(3, 4, padding=1)

@@ -91,13 +91,16 @@ class Block(Deployable, nn.Module):
         self.out_channels = out_channels
         self.example_size = spec.example_size
         self.branches: nn.Module = recipe(spec)
-        self.attention = nn.Identity() if se is None else SqueezeExcite(out_channels, se, dims=spec.dims)
+        self.attention = None if se is None else SqueezeExcite(out_channels, se, dims=spec.dims)
         self.activation = activation_layer(activation)
 
     @no_type_check  # a recording would take the check's reading of sizes for ours
     def forward(self, x: Float[Tensor, "n c_in *size"]) -> Float[Tensor, "n c_out *out"]:
         """Branches, attention, activation."""
-        return self.activation(self.attention(self.branches(x)))
+        y = self.branches(x)
+        if self.attention is not None:
+            y = self.attention(y)
+        return self.activation(y)
 
     def deploy_children(self) -> dict[str, nn.Module]:
         """The convolution that ``branches`` equals in eval mode; nothing where it stands there already."""

@@ -67,7 +67,15 @@ class ConvSpec:
         stride: Axes = 1,
         **options: Unpack[SpecOptions],
     ) -> "ConvSpec":
-        """The spec with one number an axis (``SpecOptions`` says what each option is)."""
+        """The spec with one number an axis (``SpecOptions`` says what each option is).
+
+        Raises TypeError for an option of another name.
+        """
+        unknown = sorted(options.keys() - SpecOptions.__annotations__.keys())
+        if unknown:
+            raise TypeError(
+                f"no such option: {', '.join(unknown)}; there are {', '.join(SpecOptions.__annotations__)}"
+            )
         dims = options.get("dims", 2)
         if dims not in CONVOLUTIONS:
             raise ValueError(f"dims must be 1, 2 or 3, got {dims}")
