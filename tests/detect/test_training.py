@@ -173,6 +173,17 @@ def test_a_damaged_checkpoint_is_one_line(unbroken: Path, tmp_path: Path) -> Non
         train(folder=tmp_path, resume=True, quiet=True)
 
 
+def test_tensorboard_has_a_point_an_epoch(data: Path, tmp_path: Path) -> None:
+    history = train(data, folder=tmp_path, **options(tensorboard=True)).history
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    log = EventAccumulator(str(tmp_path)).Reload()
+    for name in ("box", "map50", "lr"):
+        points = log.Scalars(name)
+        assert [point.step for point in points] == [row["epoch"] for row in history.rows]
+        assert [point.value for point in points] == pytest.approx([row[name] for row in history.rows])
+
+
 def test_tensorboard_is_asked_for_and_absent(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
