@@ -39,6 +39,8 @@ from unbranch.runtimes.sessions import openvino_core
 SIZE = 192
 NETWORK: Mapping[str, Any] = MappingProxyType({"block": "repvgg"})
 COUNTS: Mapping[str, int] = MappingProxyType({"train": 640, "val": 64, "test": 96})
+RECIPE: Mapping[str, Any] = MappingProxyType({"flip_horizontal": 0.0})
+"""A mirrored digit is no digit."""
 EPOCHS = 30
 SHOWN = 12
 RUNS = 20
@@ -79,7 +81,8 @@ def demo(
         shutil.rmtree(out / name, ignore_errors=True)
     narrator.say("drawing scenes: handwritten digits on photographs, boxes exact")
     data = write_scenes(out / "scenes", dict(counts), SIZE, seed)
-    options = {"size": SIZE, "batch": 16, "seed": seed, "epochs": epochs, "network": dict(network)}
+    options: dict[str, Any] = {"size": SIZE, "batch": 16, "seed": seed, "epochs": epochs}
+    options |= {"network": dict(network), "recipe": dict(RECIPE)}
     trained = load_model(train(data, folder=out / "training", quiet=quiet, **options).best)
     folded = copy.deepcopy(trained).fuse()
     certificate = verify_modules(trained, folded, [torch.rand(2, 3, SIZE, SIZE)], {}, None, None)
