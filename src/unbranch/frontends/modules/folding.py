@@ -18,7 +18,7 @@ from unbranch.fold.totals import totals, totals_of_map
 from unbranch.frontends.measured import costs_of
 from unbranch.frontends.modules.emit import native_padding
 from unbranch.frontends.modules.frames import common_frame
-from unbranch.frontends.modules.guards import check_foldable, unwrap
+from unbranch.frontends.modules.guards import check_foldable, uncollected, unwrap
 from unbranch.frontends.modules.inputs import ExampleInputs, arguments, guesses
 from unbranch.frontends.modules.recorder import Recording, record
 from unbranch.frontends.modules.rewriting import TRACING_ERRORS, Rewriter
@@ -222,6 +222,7 @@ def _site_totals(site: Site, recording: Recording) -> tuple[Totals, Totals]:
     )
 
 
+@uncollected()
 def reparameterize_copy(
     model: nn.Module, example_inputs: ExampleInputs, **options: Any
 ) -> tuple[nn.Module, Report]:
@@ -234,6 +235,7 @@ def reparameterize_copy(
     return folding.apply(), report
 
 
+@uncollected()
 def reparameterize_in_place(model: nn.Module, example_inputs: ExampleInputs, **options: Any) -> Report:
     """Fold where the module stands.
 
@@ -252,6 +254,7 @@ def reparameterize_in_place(model: nn.Module, example_inputs: ExampleInputs, **o
     return report
 
 
+@uncollected()
 def explain_modules(model: nn.Module, example_inputs: ExampleInputs, **options: Any) -> Report:
     """What would fold; nothing is changed."""
     inner, wrapper = unwrap(model)

@@ -1,4 +1,8 @@
-"""What may be folded at all: the model inside its wrappers, in eval mode, outside of autocast."""
+"""What may be folded at all (the model inside its wrappers, in eval mode, outside of autocast), and in what peace."""
+
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -37,3 +41,19 @@ def check_foldable(model: nn.Module) -> None:
             raise ValueError(
                 f"autocast is on for {device}, so the recorded dtypes would not be the model's: fold outside of it"
             )
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Python's cycle collector waits until the work is done.
+
+    A fold makes some hundred thousand objects, none of them garbage before its end; they would set off collections that walk all
+    that torch's import left on the heap, which takes longer than the fold.
+    """
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()

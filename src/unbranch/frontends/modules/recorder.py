@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from unbranch.fold.graph import Graph, Node
 from unbranch.frontends.modules.frames import Frame
+from unbranch.frontends.modules.guards import uncollected
 from unbranch.frontends.modules.numbers import (
     READ,
     Place,
@@ -62,6 +63,7 @@ unseen = torch._C.DisableTorchFunction
 """The recorder's own look at a tensor is no part of the model."""
 
 
+@uncollected()
 def record(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any] | None = None) -> Recording:
     """Run ``model`` once, in inference mode, and write down what it did. Attributes that the run sets are put back.
 

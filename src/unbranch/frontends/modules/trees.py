@@ -61,9 +61,12 @@ def held_elsewhere(root: nn.Module) -> Iterator[tuple[int, str]]:
     """Modules, by ``id``, that attributes hold beside the registered children: in a list, a dict, a bound method or unregistered."""
     for path, module in root.named_modules():
         for name, value in vars(module).items():
-            if name not in ("_modules", "_parameters", "_buffers"):
+            if isinstance(value, _HOLDERS) and name not in ("_modules", "_parameters", "_buffers"):
                 for found in _modules_in(value):
                     yield id(found), f"{path}.{name}".lstrip(".")
+
+
+_HOLDERS = (nn.Module, MethodType, partial, dict, list, tuple, set)
 
 
 def _modules_in(tree: Any, depth: int = 4) -> Iterator[nn.Module]:
