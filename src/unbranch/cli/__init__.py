@@ -43,7 +43,7 @@ def options(
     show_tracebacks(traceback)
 
 
-FOLDING, DETECTION = "Fold any network", "Detect objects (YOLOv5)"
+FOLDING, DETECTION = "Fold any network", "Detect objects (YOLOv5, YOLOv7)"
 VERBS: dict[str, tuple[str, Callable[..., None]]] = {
     "reparameterize": (FOLDING, reparameterize.command),
     "explain": (FOLDING, explain.command),

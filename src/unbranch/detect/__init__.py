@@ -1,4 +1,4 @@
-"""Detection: data, training, validation, prediction and export of YOLOv5 networks.
+"""Detection: data, training, validation, prediction and export of YOLOv5 and YOLOv7 networks.
 
 The names below are imported when they are first asked for: training pulls in Lightning, prediction does not.
 """
