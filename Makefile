@@ -17,7 +17,7 @@ help:
 	@echo 'make demo    train a branched network, fold it, prove it, export it, time it (runs/demo/)'
 	@echo 'make test    format, lint, types, floors, tests'
 	@echo 'make bench   every benchmark, side by side with its peers'
-	@echo 'make zoo     fold the model zoos of other libraries (minutes)'
+	@echo 'make zoo     fold the model zoos of other libraries, write docs/zoo.md (hours; it goes on where it was)'
 	@echo 'make clean   remove runs/ and caches; .venv stays'
 
 demo: $(VENV)/.demo
@@ -39,7 +39,7 @@ bench: $(VENV)/.dev
 	@set -e; for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
 
 zoo: $(VENV)/.dev
-	$(SINGLE_THREAD) $(BIN)/python -m pytest -m zoo -n $(JOBS) --dist worksteal
+	$(SINGLE_THREAD) $(BIN)/python -m benchmarks.zoo
 
 clean:
 	rm -rf runs dist build .cache .pytest_cache .ruff_cache .hypothesis
