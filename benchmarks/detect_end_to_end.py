@@ -28,14 +28,14 @@ from torchvision.ops import box_iou
 
 from unbranch.detect import Detector, Limits, Plan, export, import_original, load_model
 from unbranch.detect.sources import find
-from unbranch.models.yolov5 import YOLOv5
+from unbranch.models.yolo import YOLO
 
 SIZE = 640
 LIMITS = Limits(confidence=0.25, iou=0.45)
 SAME = 0.9
 
 
-def network(weights: Path) -> YOLOv5:
+def network(weights: Path) -> YOLO[Any]:
     """Our own checkpoint, or an original one."""
     return import_original(weights) if weights.suffix == ".pt" else load_model(weights)
 
@@ -50,11 +50,11 @@ class Theirs:
     """ultralytics' predict on the same file, loaded once as a user keeps it loaded."""
 
     def __init__(self, file: Path) -> None:
-        from ultralytics import YOLO
+        from ultralytics import YOLO as Peer
         from ultralytics.utils import LOGGER
 
         LOGGER.setLevel(logging.ERROR)
-        self.model: Any = YOLO(str(file), task="detect")
+        self.model: Any = Peer(str(file), task="detect")
 
     def __call__(self, pictures: list[Path]) -> list[Tensor]:
         """Corners of the boxes on each picture."""
