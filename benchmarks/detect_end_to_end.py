@@ -50,11 +50,11 @@ class Theirs:
     """ultralytics' predict on the same file, loaded once as a user keeps it loaded."""
 
     def __init__(self, file: Path) -> None:
-        from ultralytics import YOLO as Peer
+        import ultralytics
         from ultralytics.utils import LOGGER
 
         LOGGER.setLevel(logging.ERROR)
-        self.model: Any = Peer(str(file), task="detect")
+        self.model: Any = ultralytics.YOLO(str(file), task="detect")
 
     def __call__(self, pictures: list[Path]) -> list[Tensor]:
         """Corners of the boxes on each picture."""
