@@ -1,10 +1,11 @@
 """What other people's networks do that broke the module front end once: sizes, lists and values that hold nothing."""
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 from tests.support import fold_error, randomize
-from unbranch import reparameterize
+from unbranch import explain, reparameterize
 
 
 class Grid(nn.Module):
@@ -76,3 +77,16 @@ def test_values_that_hold_nothing(generator: torch.Generator) -> None:
     folded, report = reparameterize(model, x, return_report=True)
     assert folded(x).shape == (0, 2, 2)
     assert len(report.folded) == 1
+
+
+@pytest.mark.parametrize("mode", ["zeros", "reflect"])
+def test_a_padding_that_runs_beside_its_convolution_is_counted(mode: str, generator: torch.Generator) -> None:
+    conv = nn.Conv2d(3, 4, 3, padding=1, padding_mode=mode, bias=False)
+    model, x = nn.Sequential(conv, nn.BatchNorm2d(4), nn.ReLU()).eval(), torch.rand(1, 3, 6, 6)
+    randomize(model, generator, x)
+    alone = explain(nn.Sequential(conv, nn.ReLU()).eval(), x)
+    assert not alone.changed, str(alone)
+    folded, report = reparameterize(model, x, return_report=True)
+    assert report.after.ops == report.before.ops - 1
+    assert explain(folded, x).before.ops == report.after.ops
+    assert not explain(folded, x).changed

@@ -2,7 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from math import prod
 from typing import Any, TypeAlias
@@ -119,7 +119,8 @@ def prepare(
                 site = finder.find(fact)
                 if not _selected(where, site):
                     raise NotLinear("not selected by where")
-                if len(site.removed(recording.graph.nodes)) < 2 or (layers_only and site.how != "chain"):
+                gained = len(site.removed(recording.graph.nodes)) > _ops_made(fact)
+                if not gained or (layers_only and site.how != "chain"):
                     raise NotLinear("")
                 sites.append(site)
             except NotLinear as error:
@@ -181,6 +182,11 @@ def _padding_cost(fact: Fact) -> float:
     return 2 * ELEMENT * prod(fact.shape) / max(g.out_channels, 1) * g.in_channels * prod(g.stride)
 
 
+def _ops_made(fact: Fact) -> int:
+    """The convolution, and the padding that torch's layer does beside it."""
+    return 1 + (_padding_cost(fact) > 0)
+
+
 def _selected(where: Where, site: Site) -> bool:
     """``where`` names the site's module, one of its members, or a module around it."""
     if where is None:
@@ -217,9 +223,8 @@ def _site_totals(site: Site, recording: Recording) -> tuple[Totals, Totals]:
         for p in recording.frames[node].module._parameters.values()
         if p is not None
     }
-    return totals(recording.graph, site.removed(recording.graph.nodes), sum(owned.values())), totals_of_map(
-        site.fact
-    )
+    removed = totals(recording.graph, site.removed(recording.graph.nodes), sum(owned.values()))
+    return removed, replace(totals_of_map(site.fact), ops=_ops_made(site.fact))
 
 
 @uncollected()
