@@ -36,6 +36,9 @@ OUR_DETECTORS: dict[str, Any] = {
 SMALLEST = 192
 """The shorter side, in pixels, to which torchvision's detectors are told to resize."""
 
+PROPOSALS = 50
+"""That their heads look at."""
+
 GAIN = 0.5
 """Of the norms' drawn weights. Each norm multiplies the rounding error of what comes before; with weights near 1 a deep network
 with random weights is chaotic, and float32 says nothing about it."""
@@ -214,10 +217,11 @@ def make(network: Network, side: int | None = None) -> Made:
         parameter.requires_grad_(False)
     if _is_detector(model) and not network.name.startswith("ssd"):
         resizing: Any = model.get_submodule("transform")
-        resizing.min_size, resizing.max_size = (
-            (SMALLEST,),
-            2 * SMALLEST,
-        )  # or it enlarges every picture to 800 pixels
+        # Or it enlarges every picture to 800 pixels, and looks at 1000 proposals.
+        resizing.min_size, resizing.max_size = (SMALLEST,), 2 * SMALLEST
+        if "rpn" in dict(model.named_children()):
+            proposing: Any = model.get_submodule("rpn")
+            proposing._post_nms_top_n["testing"] = PROPOSALS
     generator = torch.Generator().manual_seed(0)
     for size in _sides(network, model, side):
         inputs = _inputs(network, (size, size), generator)
