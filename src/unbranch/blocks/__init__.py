@@ -8,6 +8,7 @@ from unbranch.blocks.depthwise import RepGhostBlock, RepMixer, RepVGGDW
 from unbranch.blocks.edge import EdgeOrientedBlock, LinearBottleneck
 from unbranch.blocks.implicit import ImplicitA, ImplicitConv, ImplicitM
 from unbranch.blocks.large_kernel import DilatedReparamBlock, RepLKBlock
+from unbranch.blocks.merged import TrainingPlan
 from unbranch.blocks.mobileone import MobileOneBlock
 from unbranch.blocks.orepa import OREPABlock, RepConvOREPA
 from unbranch.blocks.qarepvgg import QARepVGGBlock
@@ -42,5 +43,6 @@ __all__ = [
     "RepVGGBlock",
     "RepVGGDW",
     "Sum",
+    "TrainingPlan",
     "shortcut_branch",
 ]

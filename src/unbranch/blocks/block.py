@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from unbranch.blocks.activation import Activation, activation_layer
 from unbranch.blocks.attention import SqueezeExcite
 from unbranch.blocks.deployable import Deployable
+from unbranch.blocks.merged import Training, TrainingPlan, check_training, plan_training, run_merged
 from unbranch.blocks.spec import Axes, ConvSpec, SpecOptions
 from unbranch.frontends.modules import to_convolution
 
@@ -30,6 +31,9 @@ class Sum(Branches):
     Raises ValueError for no branch at all and for a branch named "norm".
     """
 
+    merging: Training = "branches"
+    """How branches that end in batch norms train: ``BlockOptions.training``."""
+
     def __init__(self, branches: Mapping[str, nn.Module], norm: nn.Module | None = None) -> None:
         super().__init__()
         if not branches or "norm" in branches:
@@ -41,13 +45,22 @@ class Sum(Branches):
             self.add_module(name, branch)
         self.norm = nn.Identity() if norm is None else norm
 
+    def training_plan(self, x: Float[Tensor, "n c_in *size"]) -> TrainingPlan:
+        """Which branches train as one convolution on an input like ``x``, and why the others do not."""
+        branches = {name: self.get_submodule(name) for name in self.names}
+        return plan_training(branches, x, self.merging, self.training)
+
     @no_type_check  # a recording would take the check's reading of sizes for ours
     def forward(self, x: Float[Tensor, "n c_in *size"]) -> Float[Tensor, "n c_out *out"]:
-        """Add up the branches."""
-        first, *rest = (getattr(self, name) for name in self.names)
-        total = first(x)
-        for branch in rest:
-            total = total + branch(x)
+        """Add up the branches; in training, those together that can be."""
+        total, names = None, self.names
+        if self.training and self.merging != "branches" and not torch.compiler.is_compiling():
+            plan = self.training_plan(x)
+            if plan.merged:
+                total, names = run_merged(plan, x), [name for name in names if name in plan.apart]
+        for name in names:
+            own = getattr(self, name)(x)
+            total = own if total is None else total + own
         return self.norm(total)
 
 
@@ -61,6 +74,10 @@ class BlockOptions(SpecOptions, total=False):
     """A name, a factory, a module or None; ``"relu"`` by default."""
     se: float | None
     """Squeeze-and-excite before the activation: squeezed channels / channels; None, the default, for none."""
+    training: Training
+    """``"merged"``: branches that end in batch norms train as one convolution wherever that is exact, the same outputs, gradients and
+    running statistics; ``"auto"``: where it also saves work on the CPU; ``"branches"``, the default: never. ``Sum.training_plan`` says
+    what is done."""
 
 
 class Block(Deployable, nn.Module):
@@ -83,14 +100,19 @@ class Block(Deployable, nn.Module):
         *,
         activation: Activation = "relu",
         se: float | None = None,
+        training: Training = "branches",
         **options: Unpack[SpecOptions],
     ) -> None:
         super().__init__()
+        check_training(training)
         spec = ConvSpec.of(in_channels, out_channels, kernel_size, stride, **options)
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.example_size = spec.example_size
         self.branches: nn.Module = recipe(spec)
+        for module in self.branches.modules():
+            if isinstance(module, Sum):
+                module.merging = training
         self.attention = None if se is None else SqueezeExcite(out_channels, se, dims=spec.dims)
         self.activation = activation_layer(activation)
 

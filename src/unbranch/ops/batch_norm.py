@@ -143,3 +143,20 @@ def restate(norm: nn.modules.batchnorm._BatchNorm, mean: Tensor, var: Tensor) ->
     norm.bias.copy_(shift + scale * mean)
     norm.running_mean.copy_(mean)
     norm.running_var.copy_(var)
+
+
+@torch.no_grad()
+def track(norm: nn.modules.batchnorm._BatchNorm, mean: Tensor, variance: Tensor) -> None:
+    """One more batch seen: ``running += momentum * (seen - running)``, momentum 1 / batches where it is None; nothing without statistics.
+
+    ``mean`` and ``variance`` (over M - 1), (C,), are the batch's own.
+    """
+    if norm.running_mean is None or norm.running_var is None:
+        return
+    momentum = norm.momentum
+    if norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
+        if momentum is None:
+            momentum = 1 / float(norm.num_batches_tracked)
+    norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), momentum or 0.0)
+    norm.running_var.lerp_(variance.to(norm.running_var.dtype), momentum or 0.0)

@@ -1,0 +1,10 @@
+"""Branches that train as one convolution: the same outputs, gradients and running statistics for less work and less memory.
+
+A batch norm behind ``w * x`` needs only its mean and variance over the batch, and both follow from the mean and covariance of the
+input's patches, which all branches share.
+"""
+
+from unbranch.blocks.merged.plan import Training, TrainingPlan, check_training, plan_training
+from unbranch.blocks.merged.run import run_merged
+
+__all__ = ["Training", "TrainingPlan", "check_training", "plan_training", "run_merged"]

@@ -1,0 +1,31 @@
+"""Products of float32 matrices in float32, whatever the process allows elsewhere: moments lose more digits than anything else."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.torch_version import TorchVersion
+
+PER_BACKEND = TorchVersion(torch.__version__) >= "2.9"
+
+
+@contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """No TF32 and no bfloat16 inside matrix products on this device; the process's setting again afterwards."""
+    if not PER_BACKEND:
+        allowed = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("highest")
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(allowed)
+        return
+    backends: Any = torch.backends
+    backend = backends.cuda.matmul if device.type == "cuda" else backends.mkldnn.matmul
+    allowed = backend.fp32_precision
+    backend.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        backend.fp32_precision = allowed

@@ -1,0 +1,72 @@
+"""The merged branches of a plan on an input, and what their norms remember of it."""
+
+from math import prod
+
+import torch
+from torch import Tensor, nn
+
+from unbranch.blocks.merged.fold import Fold
+from unbranch.blocks.merged.function import Call, Merged, Reader
+from unbranch.blocks.merged.plan import TrainingPlan
+from unbranch.blocks.merged.windows import Channels, Depthwise, Rows, Taps
+from unbranch.ops.batch_norm import track
+
+
+def run_merged(plan: TrainingPlan, x: Tensor) -> Tensor:
+    """The sum of the plan's merged branches, their running statistics updated as theirs.
+
+    Shapes: (N, C_in, *size) -> (N, C_out, *out), in the layout of ``x``.
+    """
+    fold = plan.fold
+    assert fold is not None
+    data, read = _windows(plan, fold, x)
+    out = fold.terms[0].out_size(tuple(x.shape[2:]))
+    shape = (len(x), fold.terms[0].norm.num_features, *out)
+    y, *seen = Merged.apply(data, Call(read, fold, shape, _layout(x)), *fold.parameters())
+    count = len(x) * prod(out)
+    for i, term in enumerate(fold.terms):
+        track(term.norm, seen[i], seen[i + len(fold.terms)] * (count / (count - 1)))
+    return y
+
+
+def _windows(plan: TrainingPlan, fold: Fold, x: Tensor) -> tuple[Tensor, Reader]:
+    """The tensor that is kept for backward, and how its windows are read."""
+    if plan.road == "depthwise":
+        # One axis is two, the first of them of one pixel.
+        flat = 4 - x.ndim
+        ones, zeros = (1,) * flat, (0,) * flat
+        size = (*ones, *x.shape[2:])
+        taps = Taps(
+            kernel=(*ones, *fold.size),
+            stride=(*ones, *fold.stride),
+            dilation=(*ones, *fold.dilation),
+            before=(*zeros, *fold.before),
+            out=(*ones, *fold.terms[0].out_size(tuple(x.shape[2:]))),
+        )
+        pictures = x.movedim(1, -1).contiguous().view(len(x), *size, -1)
+        return pictures, lambda data, shift: Depthwise(data, taps, shift)
+    rows = _patches(fold, x)
+    if plan.road == "channelwise":
+        return rows, Channels
+    return rows, lambda data, shift: Rows(data, fold.groups, shift)
+
+
+def _patches(fold: Fold, x: Tensor) -> Tensor:
+    """(M, C * taps): every window's values, channels first; a view where windows are single pixels of a channels-last picture."""
+    dims, axes = len(fold.size), range(2, x.ndim)
+    # Strided by hand: oneDNN's backward of a strided pointwise convolution crashes on few channels, channels last.
+    if all(k == 1 for k in fold.size):
+        steps = tuple(slice(None, None, s) for s in fold.stride)
+        return x[(slice(None), slice(None), *steps)].movedim(1, -1).flatten(0, -2)
+    padding = [n for pair in zip(reversed(fold.before), reversed(fold.after), strict=True) for n in pair]
+    x = nn.functional.pad(x, padding)
+    for axis, k, s, d in zip(axes, fold.size, fold.stride, fold.dilation, strict=True):
+        x = x.unfold(axis, (k - 1) * d + 1, s)[..., ::d]
+    return x.movedim(1, dims + 1).flatten(dims + 1).flatten(0, dims)
+
+
+def _layout(x: Tensor) -> torch.memory_format:
+    """Channels last where the channels of one pixel lie side by side, and not by accident."""
+    if x.ndim < 4 or x.stride(1) != 1 or x.is_contiguous():
+        return torch.contiguous_format
+    return torch.channels_last if x.ndim == 4 else torch.channels_last_3d

@@ -1,0 +1,139 @@
+"""What a branch is, read from its modules: a convolution of the input (or the input itself) and a batch norm."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
+
+from unbranch.blocks.shortcuts import FixedConv
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+ZERO_PADS = (nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d)
+
+
+class Apart(ValueError):
+    """Why a branch cannot be merged in training and is computed by itself."""
+
+
+@dataclass(frozen=True, eq=False)
+class Term:
+    """norm(w * x): a kernel of ``size`` taps an axis, ``dilation`` pixels between them, the first one ``before`` pixels before its output.
+
+    ``weight`` is (C_out, C_in / groups, *size); None where the input itself goes through the norm.
+    """
+
+    name: str
+    norm: nn.modules.batchnorm._BatchNorm
+    weight: Tensor | None
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    groups: int
+
+    @property
+    def is_pointwise(self) -> bool:
+        """Whether it reads the pixel at its output and no other, border included."""
+        return not any((*self.before, *self.after)) and all(k == 1 for k in self.size)
+
+    def out_size(self, size: tuple[int, ...]) -> tuple[int, ...]:
+        """Pixels out for pixels in."""
+        ends = zip(size, self.size, self.stride, self.dilation, self.before, self.after, strict=True)
+        return tuple((n + b + a - d * (k - 1) - 1) // s + 1 for n, k, s, d, b, a in ends)
+
+    def parameters(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Kernel, gamma and beta, None where there is none."""
+        return self.weight, self.norm.weight, self.norm.bias
+
+
+def read_term(name: str, branch: nn.Module, channels: int, dims: int) -> Term:
+    """The term that ``branch`` is for an input of so many channels and spatial axes.
+
+    Raises:
+        Apart: it is none, with the reason.
+    """
+    layers = [branch]
+    if type(branch) is nn.Sequential:
+        layers += branch._modules.values()
+    for layer in layers:
+        _check_hooks(layer)
+    *linear, norm = layers[1:] or layers
+    if not isinstance(norm, nn.modules.batchnorm._BatchNorm) or type(norm) not in NORMS:
+        raise Apart(f"ends in {type(norm).__name__}, not in a batch norm over this process's own batch")
+    if not norm.training:
+        raise Apart("its norm is frozen (in eval mode)")
+    border = ((0, 0),) * dims
+    if linear and isinstance(pad := linear[0], ZERO_PADS):
+        flat = pad.padding
+        linear = linear[1:]
+        border = tuple((flat[2 * axis], flat[2 * axis + 1]) for axis in reversed(range(len(flat) // 2)))
+    if not linear:
+        if any(map(any, border)):
+            raise Apart("pads the input in front of its norm")
+        ones = (1,) * dims
+        return Term(name, norm, None, ones, ones, ones, (0,) * dims, (0,) * dims, channels)
+    if len(linear) > 1:
+        raise Apart(f"has {' and '.join(type(layer).__name__ for layer in linear)} in front of its norm")
+    return _convolution(name, linear[0], norm, border)
+
+
+def _convolution(
+    name: str, conv: nn.Module, norm: nn.modules.batchnorm._BatchNorm, border: tuple[tuple[int, int], ...]
+) -> Term:
+    if type(conv) is FixedConv:
+        own: tuple[int, ...] = (0,) * len(border)
+    elif isinstance(conv, CONVOLUTIONS) and type(conv) in CONVOLUTIONS:
+        if conv.bias is not None:
+            raise Apart("its convolution has a bias")
+        if isinstance(conv.padding, str):
+            raise Apart(f"padding={conv.padding!r}")
+        own = conv.padding
+        if conv.padding_mode != "zeros" and any(own):
+            raise Apart(f"its border is padded by {conv.padding_mode!r}")
+    else:
+        raise Apart(f"has {type(conv).__name__} in front of its norm")
+    before = tuple(b + p for (b, _), p in zip(border, own, strict=True))
+    after = tuple(a + p for (_, a), p in zip(border, own, strict=True))
+    return Term(
+        name,
+        norm,
+        conv.weight,
+        tuple(conv.weight.shape[2:]),
+        tuple(conv.stride),
+        tuple(conv.dilation),
+        before,
+        after,
+        conv.groups,
+    )
+
+
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_pre_hooks",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)
+
+
+def _check_hooks(layer: nn.Module) -> None:
+    """A hook would wait for a call that does not come."""
+    own = vars(layer)
+    if any(own[kind] for kind in _HOOKS):
+        raise Apart(f"{type(layer).__name__} has hooks")
+
+
+def any_global_hook() -> bool:
+    """Whether hooks were registered for every module there is."""
+    return bool(torch_module._has_any_global_hook())
+
+
+def plain(x: object) -> bool:
+    """Whether ``x`` is a tensor with values, outside any trace or transform of functions."""
+    return (
+        type(x) in (Tensor, nn.Parameter)
+        and torch._C._get_tracing_state() is None
+        and not torch._C._are_functorch_transforms_active()
+    )

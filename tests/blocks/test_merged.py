@@ -1,0 +1,314 @@
+"""Branches that train as one convolution: outputs, gradients and running statistics are the branches' own."""
+
+import copy
+import pickle
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.support import fold_error, norms, randomize
+from unbranch.blocks import MobileOneBlock, RepMixer, RepVGGBlock, Sum
+from unbranch.blocks.merged import check_training, compiled
+
+RepVGG = partial(RepVGGBlock, training="merged")
+MobileOne = partial(MobileOneBlock, training="merged")
+CASES: dict[str, tuple[Callable[..., nn.Module], str]] = {
+    "dense 3x3": (lambda s: RepVGG(6, 6, 3, s), "patches"),
+    "three dense": (lambda s: RepVGG(6, 6, 3, s, num_branches=3), "patches"),
+    "grouped": (lambda s: RepVGG(6, 12, 3, s, groups=2, shortcut="conv"), "patches"),
+    "even, dilated": (lambda s: RepVGG(4, 4, 4, s, dilation=2), "patches"),
+    "pointwise": (lambda s: MobileOne(6, 8, 1, s, num_branches=3), "pointwise"),
+    "pointwise, grouped": (lambda s: MobileOne(6, 6, 1, s, num_branches=2, groups=3), "pointwise"),
+    "depthwise": (lambda s: MobileOne(6, 6, 3, s, groups=6, num_branches=4), "depthwise"),
+    "depthwise, SE": (lambda s: MobileOne(19, 19, 3, s, groups=19, num_branches=2, se=0.5), "depthwise"),
+    "depthwise, even": (lambda s: MobileOne(6, 6, 2, s, groups=6, num_branches=2), "depthwise"),
+    "depthwise, dilated": (lambda s: MobileOne(5, 5, 3, s, groups=5, dilation=2), "depthwise"),
+    "averaged": (lambda s: MobileOne(6, 6, 3, s, groups=6, shortcut="average"), "depthwise"),
+    "wide depthwise": (lambda s: MobileOne(6, 6, 5, s, groups=6, shortcut="conv"), "channelwise"),
+    "reflected": (lambda s: RepVGG(6, 8, 3, s, shortcut="conv", padding_mode="reflect"), "pointwise"),
+    "without affine": (
+        lambda s: RepVGG(6, 8, 1, s, num_branches=2, norm=partial(nn.BatchNorm2d, affine=False)),
+        "pointwise",
+    ),
+    "cumulative": (
+        lambda s: RepVGG(6, 8, 1, s, num_branches=2, norm=partial(nn.BatchNorm2d, momentum=None)),
+        "pointwise",
+    ),
+    "no statistics": (
+        lambda s: RepVGG(6, 8, 1, s, num_branches=2, norm=partial(nn.BatchNorm2d, track_running_stats=False)),
+        "pointwise",
+    ),
+}
+LAYOUTS = {"default": torch.contiguous_format, "last": torch.channels_last}
+needs_kernels = pytest.mark.skipif(
+    compiled.unavailable() is not None, reason=f"no compiled kernels: {compiled.unavailable()}"
+)
+
+
+def branched(block: nn.Module) -> nn.Module:
+    twin = copy.deepcopy(block)
+    for module in twin.modules():
+        if isinstance(module, Sum):
+            module.merging = "branches"
+    return twin
+
+
+def sum_of(block: nn.Module) -> Sum:
+    return next(module for module in block.modules() if isinstance(module, Sum))
+
+
+def results(block: nn.Module, x: Tensor, steps: int = 2) -> dict[str, Tensor]:
+    """Output, every gradient and every buffer after some steps, in float64."""
+    found: dict[str, Tensor] = {}
+    for _ in range(steps):
+        block.zero_grad()
+        given = x.clone().requires_grad_()
+        y = block(given)
+        y.backward(torch.linspace(-1, 1, y.numel(), dtype=torch.float64).sin().view(y.shape).to(y.dtype))
+        assert given.grad is not None
+        found = {"output": y, "input": given.grad}
+    found |= {f"d {name}": p.grad for name, p in block.named_parameters() if p.grad is not None}
+    found |= dict(block.named_buffers())
+    return {name: value.detach().double() for name, value in found.items()}
+
+
+def worst(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
+    assert found.keys() == expected.keys()
+    return max(fold_error(found[name], value) for name, value in expected.items())
+
+
+def apart_by(block: nn.Module, x: Tensor) -> float:
+    """The largest error of anything that the block makes of x, against its branches."""
+    return worst(results(copy.deepcopy(block), x), results(branched(block), x))
+
+
+@needs_kernels
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("case", CASES)
+def test_everything_is_the_branches_own(
+    case: str, stride: int, layout: str, generator: torch.Generator
+) -> None:
+    make, road = CASES[case]
+    block = randomize(make(stride).double(), generator)
+    channels = 5 if "dilated" in case and road == "depthwise" else 19 if "SE" in case else 0
+    channels = channels or (4 if "even, dilated" in case else 6)
+    for size in ((33, 20), (9, 7), (3, 2)):  # the shift is the mean itself until windows are many
+        x = 2 * torch.randn(3, channels, *size, dtype=torch.float64, generator=generator) + 1
+        x = x.contiguous(memory_format=LAYOUTS[layout])
+        plan = sum_of(block).training_plan(x)
+        if not (case == "wide depthwise" and stride == 2):
+            assert plan.road == road, str(plan)
+        assert apart_by(block, x) <= 1e-9
+        assert copy.deepcopy(block)(x).stride() == branched(block)(x).stride()
+
+
+@needs_kernels
+@pytest.mark.parametrize("dims", [1, 3])
+@pytest.mark.parametrize("groups", [1, 6])
+def test_one_and_three_axes(dims: int, groups: int, generator: torch.Generator) -> None:
+    block = randomize(RepVGG(6, 6, 3, dims=dims, groups=groups, num_branches=2).double(), generator)
+    x = torch.randn(2, 6, *(7, 5, 4)[:dims], dtype=torch.float64, generator=generator)
+    assert sum_of(block).training_plan(x).merged
+    assert apart_by(block, x) <= 1e-9
+
+
+@needs_kernels
+@pytest.mark.parametrize("offset", [0.0, 30.0])
+@pytest.mark.parametrize("case", ["dense 3x3", "pointwise", "depthwise", "wide depthwise"])
+def test_float32_is_as_near_to_float64_as_the_branches_are(
+    case: str, offset: float, generator: torch.Generator
+) -> None:
+    exact = randomize(CASES[case][0](1).double(), generator)
+    x = torch.randn(8, 6, 16, 16, dtype=torch.float64, generator=generator) + offset
+    expected = results(branched(exact), x, 1)
+    merged = results(copy.deepcopy(exact).float(), x.float(), 1)
+    own = results(branched(exact).float(), x.float(), 1)
+    for name, value in expected.items():
+        assert fold_error(merged[name], value) <= 2 * fold_error(own[name], value) + 2e-6, name
+
+
+@needs_kernels
+def test_parts_that_are_frozen_and_inputs_that_learn_nothing(generator: torch.Generator) -> None:
+    block = randomize(MobileOne(6, 6, 3, groups=6, num_branches=2).double(), generator)
+    x = torch.randn(2, 6, 5, 4, dtype=torch.float64, generator=generator)
+    block.get_parameter("branches.dense0.conv.weight").requires_grad_(False)
+    block.get_parameter("branches.shortcut.bias").requires_grad_(False)
+    expected = branched(block)
+    for model in (block, expected):
+        model(x).square().sum().backward()
+    for (name, mine), theirs in zip(block.named_parameters(), expected.parameters(), strict=True):
+        assert (mine.grad is None) == (theirs.grad is None), name
+        assert mine.grad is None or theirs.grad is None or fold_error(mine.grad, theirs.grad) <= 1e-9, name
+    with torch.no_grad():
+        assert fold_error(block(x), expected(x)) <= 1e-9
+    with torch.inference_mode():
+        assert fold_error(block(x), expected(x)) <= 1e-9
+
+
+def test_backward_twice_through_one_graph_and_never_two_deep(generator: torch.Generator) -> None:
+    block = randomize(MobileOne(6, 8, 1, num_branches=2).double(), generator)
+    x = torch.randn(2, 6, 5, 4, dtype=torch.float64, generator=generator, requires_grad=True)
+    loss = block(x).square().sum()
+    (first,) = torch.autograd.grad(loss, x, retain_graph=True)
+    (second,) = torch.autograd.grad(loss, x, retain_graph=True)
+    assert torch.equal(first, second)
+    with pytest.raises(RuntimeError, match="training='branches'"):
+        torch.autograd.grad(loss, x, create_graph=True)
+
+
+def hooked(block: nn.Module) -> None:
+    block.get_submodule("branches.dense0.conv").register_forward_hook(lambda *_: None)
+
+
+def frozen(block: nn.Module) -> None:
+    block.get_submodule("branches.dense0.norm").eval()
+
+
+def biased(block: nn.Module) -> None:
+    block.get_submodule("branches.dense0.conv").register_parameter("bias", nn.Parameter(torch.ones(8)))
+
+
+def dropped(block: nn.Module) -> None:
+    block.get_submodule("branches.dense0").append(nn.Dropout(0.0))
+
+
+def weight_normed(block: nn.Module) -> None:
+    nn.utils.parametrizations.weight_norm(block.get_submodule("branches.dense0.conv"))
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (hooked, "has hooks"),
+        (frozen, "frozen"),
+        (biased, "has a bias"),
+        (dropped, "ends in Dropout"),
+        (weight_normed, "ParametrizedConv2d"),
+    ],
+)
+def test_a_branch_that_cannot_be_merged_stays_by_itself(
+    change: Callable[[nn.Module], None], why: str, generator: torch.Generator
+) -> None:
+    block = RepVGG(6, 8, 1, num_branches=3).double()
+    change(block.double())
+    block.double()
+    randomize(block, generator)
+    x = torch.randn(3, 6, 5, 4, dtype=torch.float64, generator=generator)
+    plan = sum_of(block).training_plan(x)
+    assert plan.merged == ("dense1", "dense2")
+    assert why in plan.apart["dense0"]
+    assert f"dense0: by itself: {plan.apart['dense0']}" in str(plan)
+    assert apart_by(block, x) <= 1e-9
+
+
+def test_synchronised_norms_keep_their_branches() -> None:
+    block = nn.SyncBatchNorm.convert_sync_batchnorm(RepVGG(6, 6))
+    plan = sum_of(block).training_plan(torch.ones(2, 6, 5, 5))
+    assert plan.merged == ()
+    assert all("SyncBatchNorm" in why for why in plan.apart.values())
+
+
+def test_what_keeps_every_branch(generator: torch.Generator) -> None:
+    block, x = RepVGG(6, 6), torch.randn(2, 6, 5, 5, generator=generator)
+    branches = sum_of(block)
+    whole: dict[str, Any] = {}
+    whole["eval mode"] = copy.deepcopy(branches).eval().training_plan(x)
+    whole["bfloat16"] = branches.training_plan(x.bfloat16())
+    whole["no variance"] = branches.training_plan(x[:1, :, :1, :1])
+    with torch.autocast("cpu"):
+        whole["autocast"] = branches.training_plan(x)
+    handle = nn.modules.module.register_module_forward_hook(lambda *_: None)
+    whole["every module"] = branches.training_plan(x)
+    handle.remove()
+    branches.merging = "branches"
+    whole["training='branches'"] = branches.training_plan(x)
+    for why, plan in whole.items():
+        assert plan.merged == (), why
+        assert why in plan.apart["dense0"]
+
+
+def test_one_value_for_a_channel_is_refused_as_a_norm_refuses_it() -> None:
+    for block in (RepVGG(6, 6), MobileOne(6, 6, groups=6), MobileOne(6, 6, 1)):
+        with pytest.raises(ValueError, match="more than 1 value per channel"):
+            block(torch.ones(1, 6, 1, 1))
+
+
+def test_auto_merges_where_it_saves_work() -> None:
+    branches = sum_of(MobileOneBlock(64, 64, 1, num_branches=4, training="auto"))
+    assert branches.training_plan(torch.ones(8, 64, 16, 16)).road == "pointwise"
+    small = branches.training_plan(torch.ones(1, 64, 2, 2))
+    assert small.merged == ()
+    assert "multiply-adds" in small.apart["dense0"]
+    dense = sum_of(RepVGGBlock(64, 64, training="auto")).training_plan(torch.ones(8, 64, 16, 16))
+    assert dense.merged == ("pointwise", "shortcut")
+    assert "more to keep" in dense.apart["dense0"]
+
+
+def test_without_a_compiler_depthwise_branches_train_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(compiled.OFF, "0")
+    compiled.unavailable.cache_clear()
+    try:
+        plan = sum_of(MobileOne(6, 6, groups=6)).training_plan(torch.ones(2, 6, 5, 5))
+    finally:
+        monkeypatch.delenv(compiled.OFF)
+        compiled.unavailable.cache_clear()
+    assert plan.road == "channelwise"
+    assert compiled.OFF in plan.apart["dense0"]
+
+
+def test_a_compiler_that_fails_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("CXX", "false")
+    monkeypatch.setenv(compiled.FOLDER, str(tmp_path))
+    compiled.unavailable.cache_clear()
+    try:
+        why = compiled.unavailable()
+    finally:
+        monkeypatch.undo()
+        compiled.unavailable.cache_clear()
+    assert why is not None
+    assert "failed" in why
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_precision_that_others_chose_is_theirs_again(generator: torch.Generator) -> None:
+    block = randomize(MobileOne(6, 8, 1, num_branches=2), generator)
+    torch.set_float32_matmul_precision("medium")
+    try:
+        block(torch.randn(2, 6, 5, 4, generator=generator)).sum().backward()
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+def test_keys_copies_pickles_and_folds(generator: torch.Generator) -> None:
+    x = torch.randn(2, 6, 5, 4, dtype=torch.float64, generator=generator)
+    block = randomize(MobileOne(6, 6, 1, num_branches=2).double(), generator)
+    assert list(block.state_dict()) == list(MobileOneBlock(6, 6, 1, num_branches=2).state_dict())
+    for twin in (copy.deepcopy(block), pickle.loads(pickle.dumps(block))):
+        assert sum_of(twin).merging == "merged"
+        assert fold_error(twin(x), branched(block)(x)) <= 1e-9
+    with pytest.raises(ValueError, match="in training mode"):
+        block.switch_to_deploy()
+    before = block.eval()(x)
+    assert fold_error(torch.export.export(block, (x,)).module()(x), before) == 0
+    block.switch_to_deploy()
+    assert fold_error(block(x), before) <= 1e-10
+
+
+def test_sums_inside_other_branches_take_the_option() -> None:
+    mixer = RepMixer(6, num_branches=2, training="merged")
+    assert sum_of(mixer).merging == "merged"
+    assert len(list(norms(mixer))) == 5
+
+
+def test_an_unknown_way_to_train_is_refused() -> None:
+    with pytest.raises(ValueError, match="none of auto, merged, branches"):
+        check_training("fast")
