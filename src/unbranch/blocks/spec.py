@@ -7,6 +7,8 @@ from typing import TypeAlias, TypedDict, Unpack
 
 from torch import nn
 
+from unbranch.blocks.pointwise import STRIDED_POINTWISE
+
 Axes: TypeAlias = int | Sequence[int]
 NormFactory: TypeAlias = Callable[[int], nn.Module]
 LayerFactory: TypeAlias = Callable[..., nn.Module]
@@ -141,7 +143,8 @@ class ConvSpec:
         layers: OrderedDict[str, nn.Module] = OrderedDict()
         if not symmetric:
             layers["pad"] = pad_layer(self.padding_mode, padding)
-        layers["conv"] = CONVOLUTIONS[self.dims](
+        strided = self.stride != (1,) * self.dims and kernel == (1,) * self.dims
+        layers["conv"] = (STRIDED_POINTWISE if strided else CONVOLUTIONS)[self.dims](
             self.in_channels,
             self.out_channels,
             kernel,

@@ -2,13 +2,13 @@
 
 from math import prod
 
-import torch
 from torch import Tensor, nn
 
 from unbranch.blocks.merged.fold import Fold
 from unbranch.blocks.merged.function import Call, Merged, Reader
 from unbranch.blocks.merged.plan import TrainingPlan
 from unbranch.blocks.merged.windows import Channels, Depthwise, Rows, Taps
+from unbranch.blocks.pointwise import layout_of, pixels
 from unbranch.ops.batch_norm import track
 
 
@@ -22,7 +22,7 @@ def run_merged(plan: TrainingPlan, x: Tensor) -> Tensor:
     data, read = _windows(plan, fold, x)
     out = fold.terms[0].out_size(tuple(x.shape[2:]))
     shape = (len(x), fold.terms[0].norm.num_features, *out)
-    y, *seen = Merged.apply(data, Call(read, fold, shape, _layout(x)), *fold.parameters())
+    y, *seen = Merged.apply(data, Call(read, fold, shape, layout_of(x)), *fold.parameters())
     count = len(x) * prod(out)
     for i, term in enumerate(fold.terms):
         track(term.norm, seen[i], seen[i + len(fold.terms)] * (count / (count - 1)))
@@ -56,17 +56,9 @@ def _patches(fold: Fold, x: Tensor) -> Tensor:
     dims, axes = len(fold.size), range(2, x.ndim)
     # Strided by hand: oneDNN's backward of a strided pointwise convolution crashes on few channels, channels last.
     if all(k == 1 for k in fold.size):
-        steps = tuple(slice(None, None, s) for s in fold.stride)
-        return x[(slice(None), slice(None), *steps)].movedim(1, -1).flatten(0, -2)
+        return pixels(x, fold.stride).movedim(1, -1).flatten(0, -2)
     padding = [n for pair in zip(reversed(fold.before), reversed(fold.after), strict=True) for n in pair]
     x = nn.functional.pad(x, padding)
     for axis, k, s, d in zip(axes, fold.size, fold.stride, fold.dilation, strict=True):
         x = x.unfold(axis, (k - 1) * d + 1, s)[..., ::d]
     return x.movedim(1, dims + 1).flatten(dims + 1).flatten(0, dims)
-
-
-def _layout(x: Tensor) -> torch.memory_format:
-    """Channels last where the channels of one pixel lie side by side, and not by accident."""
-    if x.ndim < 4 or x.stride(1) != 1 or x.is_contiguous():
-        return torch.contiguous_format
-    return torch.channels_last if x.ndim == 4 else torch.channels_last_3d

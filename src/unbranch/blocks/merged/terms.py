@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
+from unbranch.blocks.pointwise import StridedPointwise1d, StridedPointwise2d, StridedPointwise3d
 from unbranch.blocks.shortcuts import FixedConv
 
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, StridedPointwise1d, StridedPointwise2d, StridedPointwise3d)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 ZERO_PADS = (nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d)
 
