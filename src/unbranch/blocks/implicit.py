@@ -12,16 +12,24 @@ from unbranch.blocks.spec import ConvSpec
 SPREAD = 0.02
 
 
-class ImplicitA(nn.Module):
+class Implicit(nn.Module):
+    """One value per channel, learnt for itself; drawn from N(``mean``, 0.02²)."""
+
+    mean: float
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.implicit = nn.Parameter(torch.empty(1, channels, 1, 1).normal_(self.mean, SPREAD))
+
+
+class ImplicitA(Implicit):
     """y = x + a, one a per channel, drawn from N(0, 0.02²)  (Wang et al., YOLOR, arXiv:2105.04206).
 
     >>> ImplicitA(4)(torch.ones(2, 4, 5, 7)).shape
     torch.Size([2, 4, 5, 7])
     """
 
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.implicit = nn.Parameter(torch.empty(1, channels, 1, 1).normal_(0, SPREAD))
+    mean = 0.0
 
     @no_type_check  # a recording would take the check's reading of sizes for ours
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
@@ -29,16 +37,14 @@ class ImplicitA(nn.Module):
         return x + self.implicit
 
 
-class ImplicitM(nn.Module):
+class ImplicitM(Implicit):
     """y = m · x, one m per channel, drawn from N(1, 0.02²)  (Wang et al., YOLOR, arXiv:2105.04206).
 
     >>> ImplicitM(4)(torch.ones(2, 4, 5, 7)).shape
     torch.Size([2, 4, 5, 7])
     """
 
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.implicit = nn.Parameter(torch.empty(1, channels, 1, 1).normal_(1, SPREAD))
+    mean = 1.0
 
     @no_type_check  # a recording would take the check's reading of sizes for ours
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
