@@ -1,9 +1,11 @@
 """What the module front end must take in its stride: shared layers, ties, wrappers, hooks, dtypes, copies, pickles."""
 
 import copy
+import gc
 import pickle
 import warnings
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -644,3 +646,33 @@ def test_a_channel_shuffle_between_layers() -> None:
 
     for own in (True, False):
         fold(nn.Sequential(Shuffled(own)), (1, 6, 9, 9), (3, 6, 7, 8))
+
+
+class Watching(nn.Module):
+    """Says whether the cycle collector was on while it ran, and can fail."""
+
+    def __init__(self, fails: bool) -> None:
+        super().__init__()
+        self.layers = conv_norm(3, 5, 3)
+        self.fails = fails
+        self.seen: list[bool] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.append(gc.isenabled())
+        if self.fails:
+            raise RuntimeError("broken on purpose")
+        return F.relu(self.layers(x))
+
+
+@pytest.mark.parametrize("on", [True, False])
+@pytest.mark.parametrize("fails", [True, False])
+def test_the_collector_rests_while_folding_and_is_as_it_was_after(on: bool, fails: bool) -> None:
+    model = Watching(fails).eval()
+    (gc.enable if on else gc.disable)()
+    try:
+        with pytest.raises(RuntimeError, match="on purpose") if fails else nullcontext():
+            reparameterize_(model, torch.randn(2, 3, 9, 7))
+        assert gc.isenabled() == on
+    finally:
+        gc.enable()
+    assert not any(model.seen)
