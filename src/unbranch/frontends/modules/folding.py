@@ -54,8 +54,8 @@ class Folding:
                 added.multiply_adds - removed.multiply_adds,
                 added.parameters - removed.parameters,
             )
-            last = site.frame if site.how != "chain" else site.steps[-1].frame
-            folded.append(Folded(site.place, str(site.fact.geometry), site.how, removed, added, last.path))
+            last = site.steps[-1].frame.path
+            folded.append(Folded(site.place, str(site.fact.geometry), site.how, removed, added, last))
         refused = [Refused(self._place(fact), why) for fact, why in self.plan.left]
         refused += [
             Refused(path or "(root)", f"{', '.join(why)}: not trusted")
@@ -71,7 +71,7 @@ class Folding:
     @property
     def replaces_root(self) -> bool:
         """The root module would be another one."""
-        return any(site.frame is self.recording.root and site.how != "chain" for site in self.sites)
+        return any(step.frame is self.recording.root for site in self.sites for step in site.steps)
 
     def _place(self, fact: Fact) -> str:
         frames = [self.recording.frames[node] for node in fact.members]

@@ -1,7 +1,8 @@
 """Where a convolution can stand: how a region of the recording maps onto the modules that ran it.
 
 The first that applies: a *chain* swaps member layers and touches no container; a *child* that is affine as a whole, alone or with
-modules before and after it, becomes the convolution, alone or in a sequence; otherwise the module's own forward is traced and rewritten.
+modules before and after it, becomes the convolution, alone or in a sequence; a *series* is a chain some of whose members are such
+children; otherwise the module's own forward is traced and rewritten.
 """
 
 from collections.abc import Iterable, Sequence
@@ -17,6 +18,7 @@ from unbranch.fold.graph import Node
 from unbranch.frontends.modules.emit import check_emittable
 from unbranch.frontends.modules.frames import Frame, StandIn, common_frame
 from unbranch.frontends.modules.recorder import Recording
+from unbranch.frontends.modules.remainder import remainder
 from unbranch.frontends.modules.trees import held_elsewhere
 from unbranch.frontends.modules.witness import ends_in_own_layer
 from unbranch.ops import Concat, Identity, Permute, Reshape, Slice, Sum
@@ -38,7 +40,8 @@ class Step:
 
 @dataclass(frozen=True, eq=False)
 class Site:
-    """A region and the modules that it replaces. ``how`` is chain, child or graph; ``anchor`` is the step that gets the convolution.
+    """A region and the modules that it replaces. ``how`` is chain, child, series or graph; ``anchor`` is the step that gets the
+    convolution.
 
     ``in_place`` says that the anchor's own weight and bias are rewritten and the module stays. ``given`` holds what the calls on the
     way were given beside the network's values.
@@ -70,9 +73,7 @@ class Site:
     @property
     def place(self) -> str:
         """The module path for people."""
-        if self.how != "chain":
-            return self.frame.path or "(root)"
-        return self.steps[self.anchor].frame.path
+        return self.steps[self.anchor].frame.path or "(root)"
 
 
 @dataclass(eq=False)
@@ -107,9 +108,8 @@ class Finder:
         moves = any(
             isinstance(self.recording.graph.nodes[n].records[0], Reshape | Permute) for n in fact.members
         )
-        attempts = (
-            (self._child, self._chain, self._graph) if moves else (self._chain, self._child, self._graph)
-        )
+        first = (self._child, self._chain) if moves else (self._chain, self._child)
+        attempts = (*first, self._series, self._graph)
         reasons = []
         for attempt in attempts:
             try:
@@ -293,12 +293,7 @@ class Finder:
     def _child(self, fact: Fact, top: Frame) -> Site:
         if not fact.is_plain:
             raise NotLinear("its value leaves in another arrangement")
-        while (
-            top.parent is not None
-            and isinstance(top.parent.module, StandIn)
-            and top.parent.nodes == top.nodes
-        ):
-            top = top.parent
+        top = _standing_for(top)
         if top.is_hooked:
             raise NotLinear(f"{top.path} has a forward hook, which would be lost")
         self._check_references(top.module)
@@ -308,6 +303,50 @@ class Finder:
         self._check_parameters(top.module, {id(m) for f in (*before, *after) for m in f.module.modules()})
         self._check_witness((self.recording.frames[n] for n in fact.members), top)
         return Site("child", fact, top, (Step(top, before, after, min(fact.members)),), 0, linear)
+
+    # Modules one after the other, those that sum or stack affine as a whole
+
+    def _series(self, fact: Fact, top: Frame) -> Site:
+        if not fact.is_plain:
+            raise NotLinear("its value leaves in another arrangement")
+        groups = self._parts(fact, top)
+        if len({id(frame) for frame, _ in groups}) < len(groups):
+            raise NotLinear("it enters a module twice")
+        linear = fact.geometry.rank == 0
+        check_emittable(fact.geometry, linear)
+        steps = tuple(self._step(frame, nodes, fact, top) for frame, nodes in groups)
+        for step in steps:
+            self._check_references(step.frame.module)
+        anchor = self._anchor([nodes for _, nodes in groups])
+        self._check_untouched(fact, groups[anchor][1][0])
+        self._check_witness((self.recording.frames[n] for n in fact.members), top)
+        return Site("series", fact, top, steps, anchor, linear)
+
+    def _parts(self, fact: Fact, top: Frame) -> list[tuple[Frame, list[int]]]:
+        """The region as parts of modules: whole modules around its sums, the modules that run the rest."""
+        nodes, frames = self.recording.graph.nodes, self.recording.frames
+        branched = [n for n in sorted(fact.members) if isinstance(nodes[n].records[0], Sum | Concat)]
+        wholes = [self._whole(node, fact, top) for node in branched]
+        groups: list[tuple[Frame, list[int]]] = []
+        for node in sorted(fact.members):
+            around = [frame for frame in wholes if node in frame.nodes]
+            if not around and isinstance(nodes[node].records[0], Reshape | Permute):
+                raise NotLinear("it rearranges the value outside the modules that are part of it")
+            frame = max(around, key=lambda frame: len(frame.nodes), default=frames[node])
+            if groups and groups[-1][0] is frame:
+                groups[-1][1].append(node)
+            else:
+                groups.append((frame, [node]))
+        return groups
+
+    def _whole(self, node: int, fact: Fact, top: Frame) -> Frame:
+        """The smallest module below ``top`` that runs ``node``, has one input and one output, and lies in the region as a whole."""
+        inside = fact.members | self.recording.graph.unread
+        for frame in self.recording.frames[node].up_to(top):
+            one = frame.simple and len(frame.inputs) == len(frame.outputs) == 1
+            if frame is not top and one and inside.issuperset(frame.nodes):
+                return _standing_for(frame)
+        raise NotLinear("it sums or stacks outside the modules that are part of it")
 
     # Anything else: the module's forward is traced and rewritten
 
@@ -325,6 +364,17 @@ class Finder:
         return Site("graph", fact, top, (Step(top, (), (), min(fact.members)),), 0, linear)
 
 
+def _standing_for(frame: Frame) -> Frame:
+    """The module for which this one stands, if it does."""
+    while (
+        frame.parent is not None
+        and isinstance(frame.parent.module, StandIn)
+        and frame.parent.nodes == frame.nodes
+    ):
+        frame = frame.parent
+    return frame
+
+
 def is_in_place(node: Node) -> bool:
     """The op writes its result over its first operand."""
     return node.spelling.startswith("aten.") and node.spelling.split(".")[1].endswith("_")
@@ -334,66 +384,3 @@ def _tensors_of(module: nn.Module) -> list[Tensor]:
     """The parameters and buffers that a module itself owns."""
     own = [*module._parameters.values(), *module._buffers.values()]
     return [tensor for tensor in own if tensor is not None]
-
-
-def remainder(frame: Frame, fact: Fact, recording: Recording) -> tuple[tuple[Frame, ...], tuple[Frame, ...]]:
-    """The calls of a chain before and after the region's part in ``frame``, whose forward does nothing else.
-
-    Raises:
-        NotLinear: it does.
-    """
-    name = frame.path or "the root module"
-    if not frame.simple or len(frame.inputs) != 1 or len(frame.outputs) != 1:
-        raise NotLinear(f"{name} has more than one input or output")
-    before: list[Frame] = []
-    after: list[Frame] = []
-    entered = False
-    inside: list[int] = []
-    for event in frame.events:
-        nodes = [
-            n for n in ([event] if isinstance(event, int) else event.nodes) if n not in recording.graph.unread
-        ]
-        if isinstance(event, int) and not nodes:
-            continue
-        mine = [node for node in nodes if node in fact.members]
-        if isinstance(event, Frame) and not nodes:
-            if event.inputs != event.outputs:
-                raise NotLinear(f"{event.path} makes a value that was not recorded")
-        elif len(mine) == len(nodes):
-            if after:
-                raise NotLinear(f"{name} leaves the region and enters it again")
-            entered = True
-            inside += mine
-        elif mine or isinstance(event, int):
-            spelling = recording.graph.nodes[nodes[0]].spelling
-            raise NotLinear(f"{name} computes more in its own forward ({spelling})")
-        else:
-            (after if entered else before).append(event)
-    _check_links(frame, before, after, inside, recording)
-    return tuple(before), tuple(after)
-
-
-def _check_links(
-    frame: Frame, before: list[Frame], after: list[Frame], inside: list[int], recording: Recording
-) -> None:
-    """Each call takes what the one before it gave; the region's part takes and gives the rest."""
-    nodes = recording.graph.nodes
-    produced = {output for node in inside for output in nodes[node].outputs}
-    entries = {value for node in inside for value in nodes[node].inputs} - produced
-    current = frame.inputs[0]
-    for call in before:
-        if not call.simple or call.inputs != (current,):
-            raise NotLinear(f"{frame.path} does not run its modules one after the other")
-        current = call.outputs[0]
-    if entries != {current}:
-        raise NotLinear(f"{frame.path or 'the root module'} reads another value too")
-    exits = [call.inputs[0] for call in after if call.simple] or [frame.outputs[0]]
-    if exits[0] not in produced:
-        raise NotLinear(f"{frame.path or 'the root module'} returns another value")
-    current = exits[0]
-    for call in after:
-        if not call.simple or call.inputs != (current,):
-            raise NotLinear(f"{frame.path} does not run its modules one after the other")
-        current = call.outputs[0]
-    if frame.outputs[0] != current:
-        raise NotLinear(f"{frame.path or 'the root module'} returns another value")

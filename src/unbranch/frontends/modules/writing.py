@@ -23,7 +23,7 @@ Make: TypeAlias = Callable[[Site, Affine], nn.Module]
 def write(root: nn.Module, sites: Sequence[Site], recording: Recording, rewriter: Rewriter) -> nn.Module:
     """Apply the sites, outer modules first. The root is returned: another module where it was itself replaced."""
     unique = list({site.signature: site for site in sites}.values())
-    unique.sort(key=lambda site: (site.how == "chain", len(list(site.frame.ancestors())), id(site.frame)))
+    unique.sort(key=lambda site: (len(site.steps) > 1, len(list(site.frame.ancestors())), id(site.frame)))
     writer = Writer(root, recording)
     for _, group in groupby(unique, key=lambda site: id(site.frame) if site.how == "graph" else id(site)):
         together = list(group)
@@ -42,6 +42,7 @@ class Writer:
         """``make`` builds what takes a region's place; the plain convolution by default."""
         self.root, self.recording, self.make = root, recording, make
         self.holders: dict[int, list[tuple[nn.Module, str]]] = defaultdict(list)
+        self.became: dict[int, nn.Module] = {}
         self._hold(root)
 
     def _hold(self, top: nn.Module) -> None:
@@ -55,7 +56,7 @@ class Writer:
         for position, step in enumerate(site.steps):
             module = step.frame.module
             if position != site.anchor:
-                self.replace(module, _around(step, emptied(module)))
+                self.replace(module, self._around(step, emptied(module)))
             elif site.in_place and self.make is None:
                 affine = site.fact.evaluate(self.recording.graph.device)
                 like = module._parameters["weight"]
@@ -63,7 +64,7 @@ class Writer:
                 weight, bias = parameters(affine, dtype, like, site.linear)
                 module._parameters.update(weight=weight, bias=bias)
             else:
-                self.replace(module, _around(step, self.layer(site)))
+                self.replace(module, self._around(step, self.layer(site)))
 
     def layer(self, site: Site) -> nn.Module:
         """The convolution of a site."""
@@ -76,6 +77,7 @@ class Writer:
     def replace(self, old: nn.Module, new: nn.Module) -> None:
         """Every reference to ``old`` becomes ``new``, which takes over the attributes that it lacks."""
         _carry_attributes(old, new)
+        self.became[id(old)] = new
         if self.root is old:
             self.root = new
         for parent, name in self.holders.pop(id(old), ()):
@@ -84,21 +86,24 @@ class Writer:
                 self.holders[id(new)].append((parent, name))
         self._hold(new)
 
+    def _around(self, step: Step, layer: nn.Module) -> nn.Module:
+        """The layer between the module's other calls; an empty layer is left out where there are others."""
+        before = [(_name(call), self._now(call.module)) for call in step.before]
+        after = [(_name(call), self._now(call.module)) for call in step.after]
+        if (before or after) and type(layer) is nn.Identity:
+            return chain([*before, *after])
+        return chain([*before, ("conv", layer), *after])
+
+    def _now(self, module: nn.Module) -> nn.Module:
+        """What stands in the module's place by now."""
+        return self.became.get(id(module), module)
+
 
 def _weight_like(site: Site, recording: Recording) -> Tensor | None:
     """A weight of the region, for its device and memory format; the largest speaks for all."""
     records = [recording.graph.nodes[node].records[0] for node in site.fact.members]
     weights = [record.weight for record in records if isinstance(record, Convolution | Linear)]
     return max(weights, key=lambda weight: weight.numel(), default=None)
-
-
-def _around(step: Step, layer: nn.Module) -> nn.Module:
-    """The layer between the module's other calls; an empty layer is left out where there are others."""
-    before = [(_name(call), call.module) for call in step.before]
-    after = [(_name(call), call.module) for call in step.after]
-    if (before or after) and type(layer) is nn.Identity:
-        return chain([*before, *after])
-    return chain([*before, ("conv", layer), *after])
 
 
 def _name(frame: Frame) -> str:

@@ -1,0 +1,136 @@
+"""Modules one after the other, some of them affine as a whole: a sum or a concatenation in a child, a norm behind it."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tests.frontends.modules.checks import (
+    SMALL,
+    conv_norm,
+    convolutions,
+    fold,
+    norms_left,
+    x_of,
+)
+from unbranch import reparameterize
+
+
+class Mixed(nn.Module):
+    """Parts of the channels through a convolution each, then stacked, as MixNet does."""
+
+    def __init__(self, parts: int = 2) -> None:
+        super().__init__()
+        self.convolutions = nn.ModuleList(nn.Conv2d(4 // parts, 6 // parts, 1) for _ in range(parts))
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = x.split(4 // len(self.convolutions), 1)
+        return torch.cat([layer(part) for layer, part in zip(self.convolutions, parts, strict=True)], 1)
+
+
+class NormAct(nn.BatchNorm2d):
+    """A norm that runs more behind itself, in one module."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.act = nn.ReLU()
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.act(
+            F.batch_norm(
+                input, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
+            )
+        )
+
+
+class Block(nn.Module):
+    """Its residual stays in its own forward; the end of what folds lies inside the norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.norm = Mixed(), NormAct(6)
+        self.back = conv_norm(6, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.back(self.norm(self.wide(x)))
+
+
+class Sums(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.big, self.small = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.big(x) + self.small(x)
+
+
+class Scale(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(4, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.weight
+
+
+class ActiveSums(Sums):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(F.relu(x))
+
+
+def test_a_norm_joins_the_whole_module_before_it() -> None:
+    model = nn.Sequential(Block(), Block())
+    folded, report = fold(model)
+    assert convolutions(folded) == 4
+    assert norms_left(folded) == 0
+    assert {place.how for place in report.folded} == {"series", "chain"}
+    assert report.folded[0].place == "0.wide"
+    assert type(folded[0]) is Block, "the block's own class stays"
+    assert not reparameterize(folded, x_of(*SMALL), return_report=True)[1].changed
+
+
+def test_the_first_of_several_whole_modules_becomes_the_convolution() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale, self.sums, self.last = Scale(), Sums(), NormAct(4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.hardswish(self.last(self.sums(self.scale(x))))
+
+    folded, report = fold(nn.Sequential(Net()))
+    assert [place.how for place in report.folded] == ["series"]
+    assert report.folded[0].place == "0.sums"
+    assert isinstance(folded[0].sums, nn.Conv2d)
+    assert isinstance(folded[0].scale, nn.Identity)
+
+
+def test_a_sum_outside_the_modules_is_no_series() -> None:
+    class Net(Sums):
+        def __init__(self) -> None:
+            super().__init__()
+            self.last = NormAct(4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.relu(self.last(super().forward(x)))
+
+    model = nn.Sequential(Net(), nn.Conv2d(4, 4, 1))
+    _, report = fold(model)
+    assert "series" not in {place.how for place in report.folded}
+
+
+def test_what_was_folded_before_is_what_a_later_fold_puts_behind_its_convolution() -> None:
+    class Own(nn.Module):
+        """A convolution of its own, then a child whose own forward must be rewritten."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(4, 4, 1, 1))
+            self.rest = ActiveSums()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.rest(F.conv2d(x, self.weight))
+
+    model = nn.Sequential(nn.Conv2d(4, 4, 1), Own(), nn.ReLU())
+    folded, _ = fold(model)
+    assert convolutions(folded) == 2
+    assert not reparameterize(folded, x_of(*SMALL), return_report=True)[1].changed
