@@ -46,6 +46,9 @@ def compose(first: Affine, second: Affine) -> Affine:
 
 def _carried_bias(bias: Tensor, second: Affine) -> Tensor:
     """What a constant ``bias`` on every input channel becomes behind ``second``, its own bias included."""
+    if second.geometry.is_diagonal:
+        carried = bias * second.weight.flatten()
+        return carried if second.bias is None else carried + second.bias
     summed = second.weight.flatten(3).sum(-1) if second.rank else second.weight
     carried = torch.einsum("goi,gi->go", summed, bias.reshape(second.groups, -1)).flatten()
     return carried if second.bias is None else carried + second.bias
@@ -99,14 +102,18 @@ def add(*parts: Affine) -> Affine:
         NotLinear: strides, output sizes or padding modes differ, or a transposed map meets a plain one.
     """
     geometry = add_geometry([part.geometry for part in parts])
-    groups = geometry.groups
-    shape = (groups, geometry.out_channels // groups, geometry.in_channels // groups, *geometry.kernel)
-    weight = torch.zeros(shape, dtype=parts[0].weight.dtype, device=parts[0].weight.device)
-    for part in parts:
-        at = (..., *taps_within(part.geometry, geometry))
-        weight[at] += regroup(part, groups).weight
+    weights = [_regroup_weight(part.weight, geometry.groups) for part in parts]
+    whole = [weight for weight in weights if weight.shape[3:] == geometry.kernel]
+    total = (
+        sum(whole[1:], whole[0]) if whole else weights[0].new_zeros((*weights[0].shape[:3], *geometry.kernel))
+    )
+    if 0 < len(whole) < len(parts):
+        total = total.clone()
+    for part, weight in zip(parts, weights, strict=True):
+        if weight.shape[3:] != geometry.kernel:
+            total[(..., *taps_within(part.geometry, geometry))] += weight
     biases = [part.bias for part in parts if part.bias is not None]
-    return Affine.of(geometry, weight, sum(biases[1:], biases[0]) if biases else None)
+    return Affine.of(geometry, total, sum(biases[1:], biases[0]) if biases else None)
 
 
 def concat(*parts: Affine) -> Affine:

@@ -13,7 +13,7 @@ so its *first sample* is ``-before`` and its *last* is ``dilation * (kernel - 1)
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from math import gcd, prod
+from math import gcd
 
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
@@ -49,22 +49,18 @@ class Geometry:
     @property
     def is_pointwise(self) -> bool:
         """One tap, stride 1, no padding: every output position is a map of the same input position."""
-        return (
-            self.is_single_tap
-            and all(s == 1 for s in self.stride)
-            and not self.is_padded
-            and not self.is_cropped
-        )
+        rank = len(self.kernel)
+        return self.is_single_tap and self.stride == (1,) * rank and self.padding == ((0, 0),) * rank
 
     @property
     def is_single_tap(self) -> bool:
         """A plain 1x1 kernel, strided or padded as it may be."""
-        return not self.transposed and prod(self.kernel) == 1
+        return not self.transposed and self.kernel == (1,) * len(self.kernel)
 
     @property
     def is_diagonal(self) -> bool:
         """Pointwise with one channel in and one out for each group: a scale and a shift."""
-        return self.is_pointwise and self.groups == self.in_channels == self.out_channels
+        return self.groups == self.in_channels == self.out_channels and self.is_pointwise
 
     @property
     def is_padded(self) -> bool:
@@ -116,6 +112,8 @@ def compose_geometry(first: Geometry, second: Geometry) -> Geometry:
     """
     if first.out_channels != second.in_channels or first.rank != second.rank:
         raise ValueError(f"{second} cannot follow {first}: channels or ranks differ")
+    if second.is_diagonal:
+        return first if first.biased or not second.biased else replace(first, biased=True)
     groups = composed_groups(first, second)
     biased = first.biased or second.biased
     if first.transposed or second.transposed:

@@ -128,10 +128,14 @@ class Affine:
             return self
         return self.pointwise(self.weight, self.bias, rank)
 
-    def to(self, target: torch.dtype | torch.device) -> Self:
-        """The same map in another dtype or on another device."""
-        bias = None if self.bias is None else self.bias.to(target)
-        return replace(self, weight=self.weight.to(target), bias=bias)
+    def to(self, *target: torch.dtype | torch.device) -> Self:
+        """The same map in another dtype, on another device, or both."""
+        weight, bias = self.weight, self.bias
+        for one in target:
+            weight, bias = weight.to(one), None if bias is None else bias.to(one)
+        return (
+            self if weight is self.weight and bias is self.bias else replace(self, weight=weight, bias=bias)
+        )
 
     def module_weight(self) -> Tensor:
         """The weight as torch's layers keep it: (out, in / groups, *k), or (in, out / groups, *k) for a transposed one."""

@@ -2,12 +2,16 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import TypeAlias
 
 import torch
 
 from unbranch.affine import Affine, Geometry, add, compose, concat, select
 from unbranch.fold.border import Border
 from unbranch.fold.layout import Layout
+
+Rule: TypeAlias = Callable[..., Affine]
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +34,7 @@ class Fact:
     border: Border | None = None
     past: Border | None = None
     parts: tuple["Fact", ...] = ()
-    rule: Callable[..., Affine] | None = field(default=None, repr=False)
+    rule: Rule | None = field(default=None, repr=False)
 
     @property
     def key(self) -> tuple[int, int]:
@@ -38,24 +42,33 @@ class Fact:
         return self.source, self.axis
 
     @property
+    def is_start(self) -> bool:
+        """The value as a map of itself: where a chain begins."""
+        return self.rule is None
+
+    @property
     def is_plain(self) -> bool:
         """The value is the map's output as it stands."""
         return self.layout is None and self.border is None
 
     @torch.no_grad()
-    def evaluate(self, device: torch.device, memo: dict[int, Affine] | None = None) -> Affine:
-        """The numbers, in float64."""
-        memo = {} if memo is None else memo
+    def evaluate(self, device: torch.device) -> Affine:
+        """The numbers, in float64. A layer's own stay as they are until they first meet others."""
+        return self._evaluated(device, {}).to(torch.float64)
+
+    def _evaluated(self, device: torch.device, memo: dict[int, Affine]) -> Affine:
         known = memo.get(id(self))
         if known is None:
-            parts = [part.evaluate(device, memo) for part in self.parts]
-            known = self._identity(device) if self.rule is None else self.rule(*parts)
+            if self.rule is None:
+                known = _identity(self.geometry.in_channels, self.geometry.rank).to(device)
+            else:
+                known = self.rule(*[part._evaluated(device, memo) for part in self.parts])
             memo[id(self)] = known
         return known
 
-    def _identity(self, device: torch.device) -> Affine:
-        eye = Affine.identity(self.geometry.in_channels, self.geometry.rank)
-        return eye.to(device)
+
+_identity = lru_cache(maxsize=64)(Affine.identity)
+"""The same few widths come again and again."""
 
 
 def identity_fact(value: int, shape: tuple[int, ...], axis: int) -> Fact:
@@ -79,16 +92,24 @@ def unchanged(part: Affine) -> Affine:
     return part
 
 
+def chained(first: Affine, second: Affine) -> Affine:
+    """`compose` in float64. A product widens as it goes, which spares a diagonal map a pass over the weights."""
+    if not second.geometry.is_diagonal:
+        first = first.to(torch.float64)
+    return compose(first, second.to(torch.float64, first.weight.device))
+
+
 def composing(second: Affine) -> Callable[[Affine], Affine]:
     """The rule that puts ``second`` behind its part."""
-    return lambda first: compose(first, second)
+    return lambda first: chained(first, second)
 
 
 def summing(factors: tuple[float, ...]) -> Callable[..., Affine]:
     """The rule that adds its parts, each with its factor."""
 
     def rule(*parts: Affine) -> Affine:
-        return add(*(part if f == 1 else _times(part, f) for part, f in zip(parts, factors, strict=True)))
+        wide = (part.to(torch.float64) for part in parts)
+        return add(*(part if f == 1 else _times(part, f) for part, f in zip(wide, factors, strict=True)))
 
     return rule
 
@@ -112,7 +133,7 @@ def padding_with_bias(border: Affine) -> Callable[[Affine], Affine]:
     """The rule that pads its part with what the part's bias is there."""
 
     def rule(part: Affine) -> Affine:
-        padded = compose(replace(part, bias=None), border)
+        padded = chained(replace(part, bias=None), border)
         return replace(padded, bias=part.bias)
 
     return rule

@@ -44,7 +44,7 @@ class Graph:
     producers: dict[int, Node] = field(default_factory=dict)
     readers: dict[int, list[int]] = field(default_factory=lambda: defaultdict(list))
     unread: set[int] = field(default_factory=set)
-    maps: dict[tuple[int, int], Affine] = field(default_factory=dict, repr=False)
+    maps: dict[tuple[int, int, int], Affine] = field(default_factory=dict, repr=False)
 
     def value(self, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Operand:
         """A new value."""
@@ -100,11 +100,11 @@ class Graph:
         for value, readers in self.readers.items():
             self.readers[value] = [reader for reader in readers if reader not in self.unread]
 
-    def map_of(self, record: Map, channels: int) -> Affine:
-        """The map of a record, worked out once."""
-        key = id(record), channels
+    def map_of(self, record: Map, channels: int, rank: int = 0) -> Affine:
+        """The map of a record over at least ``rank`` spatial axes, worked out once."""
+        key = id(record), channels, rank
         if key not in self.maps:
-            self.maps[key] = record.affine(channels)
+            self.maps[key] = self.map_of(record, channels).lift(rank) if rank else record.affine(channels)
         return self.maps[key]
 
     def geometry_of(self, node: Node) -> Geometry:

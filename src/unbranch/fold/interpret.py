@@ -6,6 +6,7 @@ kept. Only geometry is computed here: the numbers of a map are worked out when a
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import torch
 
@@ -20,6 +21,8 @@ from unbranch.affine import (
 from unbranch.fold.border import Border, per_channel
 from unbranch.fold.facts import (
     Fact,
+    Rule,
+    chained,
     composing,
     identity_fact,
     padding_with_bias,
@@ -118,44 +121,55 @@ def _taps(geometry: Geometry) -> int:
     return torch.Size(geometry.kernel).numel()
 
 
+class _Step(NamedTuple):
+    """What an op makes of the map before it; the rest of a `Fact` follows from where the op stands."""
+
+    geometry: Geometry
+    parts: tuple[Fact, ...]
+    rule: Rule | None = unchanged
+    layout: Layout | None = None
+    border: Border | None = None
+    past: Border | None = None
+
+
 def _apply(graph: Graph, record: Record, inputs: list[Fact], node: Node, output: int) -> Fact:
     """The fact of ``output`` from its operands' facts."""
+    head, value = inputs[0], graph.values[node.inputs[0]]
     match record:
         case Map():
-            fact = _mapped(graph, inputs[0], record, graph.values[node.inputs[0]].ndim)
+            step = _mapped(graph, head, record, value.ndim)
         case Identity():
-            fact = (
-                inputs[0]
-                if inputs[0].border is not None
-                else replace(inputs[0], parts=(inputs[0],), rule=unchanged)
-            )
+            step = _passed(head)
         case Sum():
-            fact = _summed(inputs, record)
+            step = _summed(inputs, record)
         case Concat():
-            fact = _joined(inputs, record.axis)
+            step = _joined(inputs, record.axis)
         case Slice() | Take():
-            fact = _taken(inputs[0], record, graph.values[node.inputs[0]].shape)
+            step = _taken(head, record, value.shape)
         case Reshape() | Permute():
-            fact = _moved(inputs[0], record, graph.values[node.inputs[0]].shape)
+            step = _moved(head, record, value.shape)
         case Pad():
-            fact = _padded(graph, inputs[0], record, graph.values[node.inputs[0]].shape)
+            step = _padded(graph, head, record, value.shape)
         case Write():
-            fact = _written(graph, inputs[0], record, graph.values[node.inputs[0]].shape)
+            step = _written(graph, head, record, value.shape)
         case _:
             raise TypeError(f"no rule for {type(record).__name__}")
-    members = frozenset((node.index,)).union(*(fact.members for fact in inputs))
-    pending = (
-        (*fact.pending, node.index)
-        if fact.layout is not None and isinstance(record, Reshape | Permute)
-        else fact.pending
-    )
-    return replace(
-        fact,
+    pending = head.pending if step.layout is not None else ()
+    if step.layout is not None and isinstance(record, Reshape | Permute):
+        pending = (*pending, node.index)
+    return Fact(
         value=output,
-        members=members,
+        source=head.source,
+        axis=head.axis,
+        geometry=step.geometry,
         shape=graph.values[output].shape,
-        pending=() if fact.layout is None else pending,
-        past=fact.past if isinstance(record, Pad | Write) else None,
+        members=frozenset((node.index,)).union(*[fact.members for fact in inputs]),
+        pending=pending,
+        layout=step.layout,
+        border=step.border,
+        past=step.past,
+        parts=step.parts,
+        rule=step.rule,
     )
 
 
@@ -167,7 +181,14 @@ def _plain(fact: Fact, what: str) -> Fact:
     return fact
 
 
-def _mapped(graph: Graph, fact: Fact, record: Map, ndim: int) -> Fact:
+def _passed(fact: Fact) -> _Step:
+    """The value as it is; a border that is being written keeps the map that it stands around."""
+    if fact.border is not None:
+        return _Step(fact.geometry, fact.parts, fact.rule, fact.layout, fact.border)
+    return _Step(fact.geometry, (fact,), layout=fact.layout)
+
+
+def _mapped(graph: Graph, fact: Fact, record: Map, ndim: int) -> _Step:
     """Compose, if the op's channel axis is the map's."""
     if fact.border is not None:
         raise NotLinear("a border that is not what the map before it makes of zeros")
@@ -175,7 +196,7 @@ def _mapped(graph: Graph, fact: Fact, record: Map, ndim: int) -> Fact:
     wanted = here if record.axis is None else record.axis % ndim
     if record.axis is not None and (here is None or here != wanted):
         raise NotLinear(f"its channel axis is {wanted}, the value's is {here}")
-    second = graph.map_of(record, fact.geometry.out_channels).lift(fact.geometry.rank)
+    second = graph.map_of(record, fact.geometry.out_channels, fact.geometry.rank)
     if second.in_channels != fact.geometry.out_channels:
         raise NotLinear(f"{second.geometry} on a value with {fact.geometry.out_channels} channels")
     if second.rank != fact.geometry.rank:
@@ -187,49 +208,48 @@ def _mapped(graph: Graph, fact: Fact, record: Map, ndim: int) -> Fact:
     geometry = compose_geometry(fact.geometry, second.geometry)
 
     def rule(part: Affine) -> Affine:
-        return composing(second.to(torch.float64).to(part.weight.device))(part)
+        if not fact.is_start:
+            return chained(part, second)
+        behind = second.to(part.weight.device)
+        return Affine.of(geometry, behind.weight, behind.bias)
 
-    return replace(fact, geometry=geometry, parts=(fact,), rule=rule)
+    return _Step(geometry, (fact,), rule, fact.layout)
 
 
-def _summed(inputs: list[Fact], record: Sum) -> Fact:
+def _summed(inputs: list[Fact], record: Sum) -> _Step:
     head = inputs[0]
     if any(fact.layout != head.layout or fact.border is not None for fact in inputs):
         raise NotLinear("a sum of values in different arrangements")
     if head.layout is not None:
         raise NotLinear("a sum of values whose elements stand in another arrangement")
     geometry = add_geometry([fact.geometry for fact in inputs])
-    return replace(head, geometry=geometry, parts=tuple(inputs), rule=summing(record.factors))
+    return _Step(geometry, tuple(inputs), summing(record.factors))
 
 
-def _joined(inputs: list[Fact], axis: int) -> Fact:
+def _joined(inputs: list[Fact], axis: int) -> _Step:
     for fact in inputs:
         _plain(fact, "a concatenation")
     if axis != inputs[0].axis:
         raise NotLinear(f"a concatenation along axis {axis}, which does not hold the channels")
     geometry = add_geometry([fact.geometry for fact in inputs], stacked=True)
-    return replace(inputs[0], geometry=geometry, parts=tuple(inputs), rule=stacking)
+    return _Step(geometry, tuple(inputs), stacking)
 
 
-def _taken(fact: Fact, record: Slice | Take, shape: tuple[int, ...]) -> Fact:
+def _taken(fact: Fact, record: Slice | Take, shape: tuple[int, ...]) -> _Step:
     """Channels are selected; spatial axes are cropped and strided."""
     if isinstance(record, Slice) and record == Slice(record.axis, 0, None):
-        return replace(fact, parts=(fact,), rule=unchanged)
+        return _Step(fact.geometry, (fact,), layout=fact.layout, border=fact.border)
     _plain(fact, "a slice")
     if record.axis == fact.axis:
         channels = (
             record.indices if isinstance(record, Take) else tuple(range(shape[record.axis])[_slice(record)])
         )
         geometry = select_geometry(fact.geometry, channels)
-        return replace(fact, geometry=geometry, parts=(fact,), rule=selecting(channels))
+        return _Step(geometry, (fact,), selecting(channels))
     if isinstance(record, Take) or fact.axis != 1 or record.axis < 2:
         raise NotLinear(f"a choice along axis {record.axis}, which does not hold the channels")
     crop = _crop(fact.geometry, record)
-
-    def rule(part: Affine) -> Affine:
-        return composing(crop.to(part.weight.device))(part)
-
-    return replace(fact, geometry=compose_geometry(fact.geometry, crop.geometry), parts=(fact,), rule=rule)
+    return _Step(compose_geometry(fact.geometry, crop.geometry), (fact,), composing(crop))
 
 
 def _slice(record: Slice) -> slice:
@@ -247,24 +267,25 @@ def _crop(geometry: Geometry, record: Slice) -> Affine:
     return replace(eye, padding=tuple(padding), stride=tuple(stride))
 
 
-def _moved(fact: Fact, record: Reshape | Permute, shape: tuple[int, ...]) -> Fact:
+def _moved(fact: Fact, record: Reshape | Permute, shape: tuple[int, ...]) -> _Step:
     """Follow the elements; back in their original places, possibly with channels permuted, the value is plain again."""
     before = Layout.original(shape) if fact.layout is None else fact.layout
     layout = before.reshape(record.shape) if isinstance(record, Reshape) else before.permute(record.axes)
     if fact.border is not None:
         if isinstance(record, Reshape) and layout != before:
             raise NotLinear("a reshape of a value with an unfinished border")
-        return replace(fact, layout=None if layout.is_original else layout)
+        layout = None if layout.is_original else layout
+        return _Step(fact.geometry, fact.parts, fact.rule, layout, fact.border)
     if layout.is_original:
-        return replace(fact, layout=None, parts=(fact,), rule=unchanged)
+        return _Step(fact.geometry, (fact,))
     order = layout.permutation_of(fact.axis)
     if order is not None:
         geometry = select_geometry(fact.geometry, order)
-        return replace(fact, geometry=geometry, layout=None, parts=(fact,), rule=selecting(order))
-    return replace(fact, layout=layout, parts=(fact,), rule=unchanged)
+        return _Step(geometry, (fact,), selecting(order))
+    return _Step(fact.geometry, (fact,), layout=layout)
 
 
-def _padded(graph: Graph, fact: Fact, record: Pad, shape: tuple[int, ...]) -> Fact:
+def _padded(graph: Graph, fact: Fact, record: Pad, shape: tuple[int, ...]) -> _Step:
     """A zero pad composes where it may; any other begins a border."""
     _plain(fact, "a pad")
     if fact.axis != 1 or any(side for pair in record.pads[:2] for side in pair):
@@ -277,22 +298,16 @@ def _padded(graph: Graph, fact: Fact, record: Pad, shape: tuple[int, ...]) -> Fa
         value = torch.full((fact.geometry.out_channels,), record.value, dtype=torch.float64)
     cropped = all(side <= 0 for pair in pads for side in pair)
     if cropped or (not value.any() and not fact.geometry.biased):
-
-        def rule(part: Affine) -> Affine:
-            return composing(eye.to(part.weight.device))(part)
-
         geometry = compose_geometry(fact.geometry, eye.geometry)
         crops = any(side < 0 for pair in pads for side in pair)
         past = None if crops else Border.filled(pads, value)
-        return replace(fact, geometry=geometry, parts=(fact,), rule=rule, past=past)
+        return _Step(geometry, (fact,), composing(eye), past=past)
     if any(side < 0 for pair in pads for side in pair):
         raise NotLinear(f"padding {pads}, which crops and fills")
-    return _closed(
-        graph, replace(fact, border=Border.filled(pads, value), parts=(fact,), rule=unchanged), fact
-    )
+    return _closed(graph, fact, Border.filled(pads, value))
 
 
-def _written(graph: Graph, fact: Fact, record: Write, shape: tuple[int, ...]) -> Fact:
+def _written(graph: Graph, fact: Fact, record: Write, shape: tuple[int, ...]) -> _Step:
     """One more slab of a border."""
     known = fact.border or fact.past
     if known is None:
@@ -303,29 +318,21 @@ def _written(graph: Graph, fact: Fact, record: Write, shape: tuple[int, ...]) ->
         raise NotLinear(f"a write along axis {record.axis}, which is not spatial")
     value = per_channel(record.value, shape, layout.index_of(fact.axis))
     border = known.write(axis - 2, record.start, record.stop, shape[record.axis], value)
-    inner = fact.parts[0]
-    return _closed(
-        graph, replace(fact, border=border, past=None, geometry=inner.geometry, rule=unchanged), inner
-    )
+    return _closed(graph, fact.parts[0], border, fact.layout)
 
 
-def _closed(graph: Graph, fact: Fact, inner: Fact) -> Fact:
+def _closed(graph: Graph, inner: Fact, border: Border, layout: Layout | None = None) -> _Step:
     """The border as padding, once every cell of it holds what the inner map makes of zeros."""
-    assert fact.border is not None
     if not inner.geometry.is_single_tap:
         raise NotLinear(
-            f"a constant border {fact.border.pads} around {inner.geometry}, whose own padding is not constant"
+            f"a constant border {border.pads} around {inner.geometry}, whose own padding is not constant"
         )
     bias = inner.evaluate(graph.device).bias
     if bias is None:
         bias = torch.zeros(inner.geometry.out_channels, dtype=torch.float64, device=graph.device)
-    if not fact.border.holds(bias):
-        return fact
-    eye = replace(Affine.identity(inner.geometry.out_channels, inner.geometry.rank), padding=fact.border.pads)
+    if not border.holds(bias):
+        return _Step(inner.geometry, (inner,), layout=layout, border=border)
+    eye = replace(Affine.identity(inner.geometry.out_channels, inner.geometry.rank), padding=border.pads)
     unbiased = compose_geometry(replace(inner.geometry, biased=False), eye.geometry)
-
-    def rule(part: Affine) -> Affine:
-        return padding_with_bias(eye.to(part.weight.device))(part)
-
     geometry = replace(unbiased, biased=inner.geometry.biased)
-    return replace(fact, geometry=geometry, border=None, past=fact.border, parts=(inner,), rule=rule)
+    return _Step(geometry, (inner,), padding_with_bias(eye), layout, past=border)

@@ -7,7 +7,7 @@ way to cut it: left alone, split at a value that every path crosses, or each ope
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from math import prod
+from math import isclose, prod
 from typing import Protocol, runtime_checkable
 
 from unbranch.affine import ELEMENT, cost
@@ -35,16 +35,22 @@ class Costs(Protocol):
         """The price of one convolution in place of a region."""
         ...
 
+    def ops(self, fact: Fact) -> int:
+        """How many ops would be written for it, the views behind it aside."""
+        ...
+
 
 @dataclass
 class WorkCosts:
     """The default: multiply-adds + kappa * elements moved, from the shapes alone.
 
-    ``extra`` adds what a front end must put beside the convolution, such as a padding that its layer cannot do itself.
+    ``extra`` adds what a front end must put beside the convolution, such as a padding that its layer cannot do itself; ``made`` counts
+    the ops that it then writes.
     """
 
     graph: Graph
     extra: Callable[[Fact], float] = lambda fact: 0.0
+    made: Callable[[Fact], int] = lambda fact: 1
     known: dict[int, float] = field(default_factory=dict)
     unit: str = "work"
 
@@ -74,6 +80,14 @@ class WorkCosts:
         written = prod(fact.shape)
         return cost(fact.geometry, (written // max(fact.geometry.out_channels, 1),)) + self.extra(fact)
 
+    def ops(self, fact: Fact) -> int:
+        """As the front end says."""
+        return self.made(fact)
+
+
+ROUNDING = 1e-9
+"""Relative: prices are sums of a few floats, taken in different orders."""
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -83,10 +97,15 @@ class Choice:
     ops: int
     regions: tuple[Fact, ...] = ()
 
-    @property
-    def rank(self) -> tuple[float, int]:
-        """What is compared: cheaper first, then fewer ops."""
-        return self.work, self.ops
+    def beats(self, other: "Choice") -> bool:
+        """Cheaper, or, at the same price up to the rounding of the sums, fewer ops."""
+        if self.costs_as(other):
+            return self.ops < other.ops
+        return self.work < other.work
+
+    def costs_as(self, other: "Choice") -> bool:
+        """The price is the same."""
+        return isclose(self.work, other.work, rel_tol=ROUNDING)
 
     def __add__(self, other: "Choice") -> "Choice":
         return Choice(self.work + other.work, self.ops + other.ops, self.regions + other.regions)
@@ -170,8 +189,10 @@ class _Planner:
     def _best(self, fact: Fact) -> Choice:
         """The cheapest way to compute the fact's value from its source; the fewest ops among equals."""
         if id(fact) not in self.choices:
-            options = [self._original(fact), *self._splits(fact), *self._pieces(fact)]
-            best = min(options, key=lambda choice: choice.rank)
+            best = self._original(fact)
+            for option in (*self._splits(fact), *self._pieces(fact)):
+                if option.beats(best):
+                    best = option
             direct = self._direct(fact, best)
             self.choices[id(fact)] = best if direct is None else direct
         return self.choices[id(fact)]
@@ -189,9 +210,9 @@ class _Planner:
         if not self._closed(fact) or not self._has_channels(fact):
             return None
         # Views that the value still stands in are repeated behind the convolution, so they are ops of either way.
-        choice = Choice(self.costs.region(fact), 1 + len(fact.pending), (fact,))
-        if choice.rank >= best.rank:
-            if best.work < choice.work and not best.regions:
+        choice = Choice(self.costs.region(fact), self.costs.ops(fact) + len(fact.pending), (fact,))
+        if not choice.beats(best):
+            if not choice.costs_as(best) and not best.regions:
                 more = f"{100 * (choice.work / best.work - 1):.0f} % more {self.costs.unit}"
                 self.refused[id(fact)] = fact, f"exact as one {fact.geometry}, but that is {more}"
             return None

@@ -70,7 +70,7 @@ def emit(affine: Affine, dtype: torch.dtype, like: Tensor | None = None, linear:
     check_emittable(g, linear)
     weight, bias = parameters(affine, dtype, like, linear)
     if linear:
-        layer: nn.Module = nn.Linear(g.in_channels, g.out_channels, bias is not None, device="meta")
+        layer: nn.Module = nn.Linear(g.in_channels, g.out_channels, bias=False, device="meta")
     elif g.transposed:
         pads = tuple(before for before, _ in g.padding)
         layer = _TRANSPOSED[g.rank](
@@ -81,7 +81,7 @@ def emit(affine: Affine, dtype: torch.dtype, like: Tensor | None = None, linear:
             pads,
             output_padding(g),
             g.groups,
-            bias is not None,
+            False,
             g.dilation,
             device="meta",
         )
@@ -96,7 +96,7 @@ def emit(affine: Affine, dtype: torch.dtype, like: Tensor | None = None, linear:
             0 if padding is None else padding,
             g.dilation,
             g.groups,
-            bias is not None,
+            False,
             g.mode if padding is not None and any(side for pair in g.padding for side in pair) else "zeros",
             device="meta",
         )
@@ -122,17 +122,20 @@ def parameters(
         weight = dense
     else:
         weight = affine.module_weight()
-    weight = weight.to(dtype=dtype, device=None if like is None else like.device)
-    if like is not None and _is_channels_last(like) and weight.ndim > 2:
-        weight = weight.contiguous(memory_format=_LAST[weight.ndim - 2])
-    else:
-        weight = weight.contiguous()
-    bias = None if affine.bias is None else affine.bias.to(dtype=dtype, device=weight.device)
-    return _frozen(weight), None if bias is None else _frozen(bias)
+    last = like is not None and _is_channels_last(like) and weight.ndim > 2
+    form = _LAST[weight.ndim - 2] if last else torch.contiguous_format
+    device = weight.device if like is None else like.device
+    weight = _frozen(weight, dtype, device, form)
+    return weight, None if affine.bias is None else _frozen(
+        affine.bias, dtype, device, torch.contiguous_format
+    )
 
 
-def _frozen(tensor: Tensor) -> nn.Parameter:
-    return nn.Parameter(tensor.detach().clone(memory_format=torch.preserve_format), requires_grad=False)
+def _frozen(
+    tensor: Tensor, dtype: torch.dtype, device: torch.device, form: torch.memory_format
+) -> nn.Parameter:
+    copy = tensor.detach().to(device, dtype, copy=True, memory_format=form)
+    return nn.Parameter(copy, requires_grad=False)
 
 
 def _dense_matrix(affine: Affine) -> Tensor:

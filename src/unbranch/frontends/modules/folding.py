@@ -109,7 +109,7 @@ def prepare(
     args, kwargs, recording = _record(model, example_inputs)
     rewriter = Rewriter(model, args, kwargs, recording)
     finder = Finder(recording, trusting=trust == "observed")
-    costs = costs_of(cost, runtime, recording.graph, _padding_cost)
+    costs = costs_of(cost, runtime, recording.graph, _padding_cost, _ops_made)
 
     def check(facts: Sequence[Fact]) -> dict[int, str]:
         """Why some of the chosen regions cannot be placed."""

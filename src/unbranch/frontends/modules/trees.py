@@ -61,12 +61,15 @@ def held_elsewhere(root: nn.Module) -> Iterator[tuple[int, str]]:
     """Modules, by ``id``, that attributes hold beside the registered children: in a list, a dict, a bound method or unregistered."""
     for path, module in root.named_modules():
         for name, value in vars(module).items():
-            if isinstance(value, _HOLDERS) and name not in ("_modules", "_parameters", "_buffers"):
-                for found in _modules_in(value):
-                    yield id(found), f"{path}.{name}".lstrip(".")
+            if type(value) in _PLAIN or name in _REGISTERED or (isinstance(value, _CONTAINERS) and not value):
+                continue
+            for found in _modules_in(value):
+                yield id(found), f"{path}.{name}".lstrip(".")
 
 
-_HOLDERS = (nn.Module, MethodType, partial, dict, list, tuple, set)
+_REGISTERED = frozenset(("_modules", "_parameters", "_buffers"))
+_PLAIN = frozenset((bool, int, float, str, type(None), Tensor, nn.Parameter))
+_CONTAINERS = (dict, list, tuple, set)
 
 
 def _modules_in(tree: Any, depth: int = 4) -> Iterator[nn.Module]:
@@ -76,9 +79,10 @@ def _modules_in(tree: Any, depth: int = 4) -> Iterator[nn.Module]:
         yield from _modules_in(tree.__self__, depth)
     elif isinstance(tree, partial):
         yield from _modules_in([tree.func, *tree.args, *tree.keywords.values()], depth)
-    elif depth and isinstance(tree, dict | list | tuple | set):
+    elif depth and isinstance(tree, _CONTAINERS):
         for item in tree.values() if isinstance(tree, dict) else tree:
-            yield from _modules_in(item, depth - 1)
+            if type(item) not in _PLAIN:
+                yield from _modules_in(item, depth - 1)
 
 
 def copied(model: nn.Module) -> nn.Module:
