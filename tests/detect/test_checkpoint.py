@@ -75,6 +75,10 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         load_model(tmp_path / "other.safetensors")
     with pytest.raises(InputError, match="no such file"):
         load_model(tmp_path / "absent.safetensors")
+    for name, hint in (("a.onnx", "of ours are read here"), ("a.pt", "import it first: unbranch import")):
+        (tmp_path / name).write_bytes(b"")
+        with pytest.raises(InputError, match=f"weights of an unknown kind; .*{hint}"):
+            load_model(tmp_path / name)
     save(network(), tmp_path / "a.safetensors")
     content = (tmp_path / "a.safetensors").read_bytes()
     (tmp_path / "cut.safetensors").write_bytes(content[:-100])

@@ -154,6 +154,16 @@ def test_too_few_boxes_keep_the_anchors() -> None:
         ({"scale": 1.0}, "scale is 1.0; give less than 1"),
         ({"anchor_threshold": 1.0}, "give a ratio above 1"),
         ({"hue_shift": 1.0}, "no setting 'hue_shift'"),
+        ({"lr": "fast"}, "lr is 'fast'; give a number, 0 or more"),
+        ({"lr": -1.0}, "lr is -1.0; give a number, 0 or more"),
+        ({"box": None}, "box is None; give a number"),
+        ({"box": True}, "box is True; give a number"),
+        ({"clip": float("nan")}, "clip is nan; give a number"),
+        ({"balance": [1.0, "b"]}, "balance is .*; give numbers"),
+        ({"balance": "4 1"}, "balance is '4 1'; give numbers"),
+        ({"optimizer": "lion"}, "optimizer is 'lion'; it can be auto, sgd, adamw"),
+        ({"nominal_batch": 0}, "nominal_batch is 0; give more"),
+        ({"ema_ramp": 0.0}, "ema_ramp is 0; give more"),
     ],
 )
 def test_a_wrong_recipe_is_refused(values: dict[str, object], message: str) -> None:

@@ -140,6 +140,11 @@ def options(**changes: Any) -> dict[str, Any]:
         ({"devices": "none"}, "devices is 'none'"),
         ({"recipe": {"mosaics": 1}}, "recipe: no setting 'mosaics'"),
         ({"network": {"block": "acnut"}}, "model: "),
+        (
+            {"model": "yolov5n6", "size": 96, "network": {}},
+            "size is 96; this network needs a multiple of 64, such as 128",
+        ),
+        ({"recipe": {"lr": "fast"}}, "recipe: lr is 'fast'; give a number"),
         ({"model": "yolov9"}, "model: network: 'yolov9'"),
         ({"weights": "nothing.safetensors"}, "nothing.safetensors: no such file"),
         ({"folder": "/dev/null/run"}, "/dev/null/run/settings.json: cannot be written"),
@@ -220,6 +225,23 @@ def test_validation_of_weights_a_module_and_a_function_agree(data: Path, unbroke
     for metrics in results:
         assert metrics.map50 == pytest.approx(written["map50"], abs=1e-3)
         assert metrics.map == pytest.approx(written["map"], abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"size": 65}, "size 65: the network needs a multiple of 32, such as 64"),
+        ({"batch": 0}, "batch 0: at least one picture"),
+        ({"device": "tpu9"}, "device 'tpu9': not known"),
+        ({"device": "cuda:99"}, "device 'cuda:99': this machine has none; use cpu"),
+        ({"split": "test"}, "no split 'test'; it has train, val"),
+    ],
+)
+def test_a_measurement_that_cannot_be_made_is_one_line(
+    data: Path, unbroken: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        validate(unbroken / "best.safetensors", data, **{"size": 64, **changes})
 
 
 @pytest.mark.slow

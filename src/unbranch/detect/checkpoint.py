@@ -78,6 +78,9 @@ def load_extra(path: str | os.PathLike[str]) -> dict[str, Any]:
 def _read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if not file.is_file():
         raise InputError(f"{file}: no such file")
+    if file.suffix != ".safetensors":
+        hint = f"; import it first: unbranch import {file}" if file.suffix in (".pt", ".pth") else ""
+        raise InputError(f"{file}: weights of an unknown kind; .safetensors of ours are read here{hint}")
     try:
         with safe_open(str(file), "pt") as stored:
             texts = stored.metadata() or {}

@@ -69,7 +69,7 @@ class TorchEngine:
     """
 
     def __init__(self, model: YOLO[Any], device: str = "cpu", notes: tuple[str, ...] = ()) -> None:
-        self.device = torch.device(device)
+        self.device = torch_device(device)
         self.model = model.to(self.device).eval()
         self.signature = Signature(tuple(model.names), model.stride)
         self.notes = notes
@@ -147,6 +147,20 @@ class OpenVinoEngine:
         return OpenVinoEngine(self.path, callers) if callers > 1 else self
 
 
+def torch_device(name: str) -> torch.device:
+    """torch's device of that name. Raises `InputError` for a name that it does not know and a device that is not
+    there.
+    """
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"device {name!r}: not known; give cpu, cuda, cuda:1 or mps") from error
+    count = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    if (device.index or 0) >= count.get(device.type, 0):
+        raise InputError(f"device {name!r}: this machine has none; use cpu")
+    return device
+
+
 def open_engine(weights: YOLO[Any] | str | os.PathLike[str], device: str = "cpu") -> Engine:
     """The engine for a network, a `.safetensors` of ours, an `.onnx` file, or OpenVINO's `.xml` or the folder
     around it.
@@ -170,7 +184,7 @@ def open_engine(weights: YOLO[Any] | str | os.PathLike[str], device: str = "cpu"
         raise InputError(
             f"{path}: weights of an unknown kind; .safetensors, .onnx and OpenVINO's .xml are read{hint}"
         )
-    if torch.device(device).type != "cpu":
+    if torch_device(device).type != "cpu":
         raise InputError(f"{path}: exported files run on the CPU here; give .safetensors for device {device}")
     return OnnxEngine(path) if path.suffix == ".onnx" else OpenVinoEngine(path)
 

@@ -13,7 +13,7 @@ from unbranch.detect.data.batches import EvaluationSet
 from unbranch.detect.data.check import Split, check_split
 from unbranch.detect.data.pictures import Kind
 from unbranch.detect.data.spec import open_spec
-from unbranch.detect.engines import Engine, open_engine
+from unbranch.detect.engines import Engine, open_engine, torch_device
 from unbranch.detect.errors import InputError
 from unbranch.detect.metrics import Metrics, evaluate
 from unbranch.detect.nms import Limits
@@ -81,6 +81,13 @@ def validate(
         raise InputError(
             f"{weights}: its input is {fixed[0]} pixels, the pictures are held at {checked.size}"
         )
+    if batch < 1:
+        raise InputError(f"batch {batch}: at least one picture")
+    if checked.size % runner.stride:
+        nearest = max(round(checked.size / runner.stride), 1) * runner.stride
+        raise InputError(
+            f"size {checked.size}: the network needs a multiple of {runner.stride}, such as {nearest}"
+        )
     if runner.names is not None and len(runner.names) != len(checked.names):
         raise InputError(
             f"the weights have {len(runner.names)} classes, the data {len(checked.names)}; use its own data"
@@ -114,7 +121,7 @@ def open_runner(weights: Weights, device: str) -> Runner:
             signature.stride,
         )
     if isinstance(weights, nn.Module):
-        moved = weights.to(device).eval()
+        moved = weights.to(torch_device(device)).eval()
         return Runner(moved)
     return Runner(weights)
 

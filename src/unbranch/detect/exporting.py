@@ -3,6 +3,7 @@ gets its name.
 """
 
 import copy
+import io
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -192,7 +193,9 @@ def _write(
     """Write `part` and open it again: what comes back runs the file itself."""
     about = metadata(network, plan)
     if suffix == ".pt2":
-        torch.export.save(program, part, extra_files={"metadata.json": json.dumps(about)})
+        content = io.BytesIO()  # torch's writer ends the process where the disk is full
+        torch.export.save(program, content, extra_files={"metadata.json": json.dumps(about)})
+        part.write_bytes(content.getbuffer())
         loaded = torch.export.load(part).module()
         return lambda images: loaded(torch.from_numpy(images)).detach()
     from unbranch.detect import exporting_onnx

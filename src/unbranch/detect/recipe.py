@@ -1,7 +1,9 @@
 """The numbers of a training: YOLOv5's published recipe for light augmentation, and what is ours named so."""
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Literal, get_args
 
 from unbranch.detect.errors import InputError
 
@@ -55,6 +57,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
+        _check_kinds(vars(self))
         for name in ("hue", "saturation", "value", "translate", "scale", "flip_horizontal", "flip_vertical",
                      "mosaic", "mosaic_off", "multi_scale", "final_lr", "momentum", "ema_decay"):  # fmt: skip
             if not 0 <= getattr(self, name) <= 1:
@@ -76,4 +79,25 @@ class Recipe:
         balance = values.get("balance")
         if isinstance(balance, list):
             values = {**values, "balance": tuple(balance)}
+        _check_kinds(values)
         return cls(**values)  # pyright: ignore[reportArgumentType]
+
+
+def _check_kinds(values: Mapping[str, object]) -> None:
+    """Refuse what is no number, none below zero and none where something is divided by it."""
+    for name, value in values.items():
+        if name == "optimizer":
+            if value not in get_args(OptimizerName):
+                known = ", ".join(get_args(OptimizerName))
+                raise InputError(f"recipe: optimizer is {value!r}; it can be {known}")
+        elif value is not None or name not in ("lr", "nominal_batch", "balance"):
+            numbers = value if name == "balance" and isinstance(value, tuple) else (value,)
+            if not all(_is_size(number) for number in numbers):
+                kind = "numbers" if name == "balance" else "a number"
+                raise InputError(f"recipe: {name} is {value!r}; give {kind}, 0 or more")
+        if name in ("nominal_batch", "ema_ramp") and value == 0:
+            raise InputError(f"recipe: {name} is 0; give more")
+
+
+def _is_size(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf

@@ -159,7 +159,8 @@ def targets(samples: Sequence[Sample]) -> Float[Tensor, "m 6"]:
 class EvaluationSet(Dataset[EvaluationBatch]):
     """Letterboxed pictures of a split, in batches of like shape.
 
-    rectangular: each batch as small as its pictures allow (multiples of `stride`); otherwise all size x size.
+    rectangular: each batch as small as its pictures allow (multiples of `stride`, as the split's size is);
+    otherwise all size x size.
     A rank's share is every `ranks`-th batch; no rank is left without one, if need be by giving one twice.
     """
 
@@ -198,7 +199,7 @@ class EvaluationSet(Dataset[EvaluationBatch]):
         return EvaluationBatch(images, pictures, boxes)
 
     def _shape(self, pictures: Sequence[tuple[int, int]]) -> tuple[int, int]:
-        size = -(-self.split.size // self.stride) * self.stride
+        size = self.split.size
         if not self.rectangular:
             return size, size
         placed = [place(height, width, size, self.stride) for height, width in pictures]

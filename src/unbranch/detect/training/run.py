@@ -96,7 +96,12 @@ def _new_job(out: Path, data: Any, model: Any, options: Mapping[str, Any]) -> Jo
     if str(model).endswith(".safetensors"):
         settings = replace(settings, weights=str(model))
     described = description_of(model)
-    describe_for(described, open_spec(data).names, settings.network)
+    stride = describe_for(described, open_spec(data).names, settings.network).strides[-1]
+    if settings.size % stride:
+        nearest = -(-settings.size // stride) * stride
+        raise InputError(
+            f"size is {settings.size}; this network needs a multiple of {stride}, such as {nearest}"
+        )
     if settings.weights is not None:
         load_model(settings.weights)
     if settings.tensorboard:
