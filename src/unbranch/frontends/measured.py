@@ -96,6 +96,10 @@ class MeasuredCosts:
         key = ("layer", fact.geometry, shape, dtype)
         return self._timed(key, lambda: (_layer(fact.geometry, dtype), (self._example(fact.source),)))
 
+    def ops(self, fact: Fact) -> int:
+        """What they take counts, not how many they are."""
+        return 1
+
     def _timed(self, key: Any, build: Callable[[], tuple[nn.Module, tuple[Tensor, ...]]]) -> float:
         if key not in self.known:
             module, inputs = build()
@@ -138,14 +142,20 @@ def _shape_of(tree: Any, names: dict[int, int]) -> Any:
     return str(tree)
 
 
-def costs_of(cost: str, runtime: str, graph: Graph, extra: Callable[[Fact], float]) -> Costs:
-    """What the planner compares by: ``"work"``, with a front end's ``extra``, or ``"measure"`` in a runtime.
+def costs_of(
+    cost: str,
+    runtime: str,
+    graph: Graph,
+    extra: Callable[[Fact], float],
+    made: Callable[[Fact], int] = lambda fact: 1,
+) -> Costs:
+    """What the planner compares by: ``"work"``, with a front end's ``extra`` and ``made``, or ``"measure"`` in a runtime.
 
     Raises:
         ValueError: an unknown cost or runtime.
     """
     if cost == "work":
-        return WorkCosts(graph, extra)
+        return WorkCosts(graph, extra, made)
     if cost != "measure":
         raise ValueError(f"cost={cost!r} is neither 'work' nor 'measure'")
     return MeasuredCosts(graph, clock_of(runtime))

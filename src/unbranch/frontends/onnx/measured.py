@@ -15,7 +15,7 @@ from unbranch.affine import Affine
 from unbranch.fold.facts import Fact
 from unbranch.fold.graph import Node
 from unbranch.fold.plan import Costs, WorkCosts
-from unbranch.frontends.onnx.emit import Emitted, emit, extra_work
+from unbranch.frontends.onnx.emit import Emitted, emit, extra_work, nodes_made
 from unbranch.frontends.onnx.reading import Reading
 from unbranch.frontends.onnx.sweep import Sweep
 from unbranch.runtimes.sessions import onnx_runtime, openvino
@@ -33,7 +33,7 @@ def costs_of(cost: str, runtime: str, model: ir.Model, reading: Reading, sweep: 
         ValueError: an unknown cost, or a runtime that runs no ONNX files.
     """
     if cost == "work":
-        return WorkCosts(reading.graph, extra_work)
+        return WorkCosts(reading.graph, extra_work, nodes_made)
     if cost != "measure":
         raise ValueError(f"cost={cost!r} is neither 'work' nor 'measure'")
     if runtime not in RUNTIMES:
@@ -74,6 +74,10 @@ class MeasuredCosts:
             made = emit(affine, fact, source, operand.dtype, "part", lambda name: f"{name}_{next(numbers)}")
             self.known[key] = self._time([source], made, made.output, (fact.source,))
         return self.known[key]
+
+    def ops(self, fact: Fact) -> int:
+        """What they take counts, not how many they are."""
+        return 1
 
     def _of_nodes(self, nodes: tuple[Node, ...], sources: tuple[int, ...], value: int) -> float:
         key = self._key(nodes)
