@@ -11,6 +11,7 @@ from torch.optim.swa_utils import AveragedModel
 import unbranch
 from tests.support import fold_error, randomize
 from unbranch.expand import RECIPES, Expanded, calibrate, expand, expand_, parameter_groups
+from unbranch.models.yolov5 import yolov5
 
 
 class Net(nn.Module):
@@ -88,18 +89,38 @@ def test_any_convolution(generator: torch.Generator, dims: int, bias: bool) -> N
     assert fold_error(wide(x), layer(x)) <= 1e-10
 
 
-def test_calibration_keeps_the_function_in_training_mode(net: nn.Module, generator: torch.Generator) -> None:
-    batch = torch.randn(16, 3, 33, 31, generator=generator, dtype=torch.float64)
-    wide = expand(net, "repvgg", batch, where="stem")
-    before = wide(batch)
-    assert calibrate(wide, [batch]) == 2
-    assert fold_error(wide(batch), before) <= 1e-10
-    expanded(wide, "stem").train()
-    assert fold_error(wide(batch), before) < 2e-3  # the sample's variance is unbiased in the statistics alone
+@pytest.mark.parametrize(
+    ("recipe", "where"),
+    [
+        ("repvgg", "stem"),
+        ("dbb", None),
+        ("qarepvgg", None),
+        *(pytest.param(recipe, "dilated", marks=pytest.mark.slow) for recipe in RECIPES),
+    ],
+)
+def test_calibration_keeps_the_function_in_both_modes(
+    net: nn.Module, generator: torch.Generator, recipe: str, where: str | None
+) -> None:
+    """In training mode a convolution with its norm is what it was in training mode, one without a norm what it was."""
+    batch = 2 * torch.randn(16, 3, 33, 31, generator=generator, dtype=torch.float64) + 0.3
+    wide = expand(net, recipe, batch, where=where)
+    kept = {name: value.clone() for name, value in wide.state_dict().items() if name.startswith("norm")}
+    assert calibrate(wide, [batch[:7], batch[7:]]) >= 2
+    assert all(torch.equal(value, wide.state_dict()[name]) for name, value in kept.items())
+    assert fold_error(wide(batch), net(batch)) <= 1e-10
+    assert not any(module.training for module in wide.modules())
+    limit = 0.15 if recipe == "dbb" else 2e-3  # its border follows the running statistics in training too
+    assert fold_error(wide.train()(batch), net.train()(batch)) < limit
+
+
+def test_calibration_with_nothing(net: nn.Module, x: Tensor) -> None:
+    wide = expand(net, "repvgg", x, where="stem")
+    before = {name: value.clone() for name, value in wide.state_dict().items()}
     with pytest.raises(ValueError, match="at least one batch"):
         calibrate(wide, [])
+    assert all(torch.equal(value, wide.state_dict()[name]) for name, value in before.items())
     with pytest.raises(ValueError, match="expand_"):
-        calibrate(net, [batch])
+        calibrate(net, [x])
 
 
 def test_it_shows_the_convolution_that_it_amounts_to(net: nn.Module, x: Tensor) -> None:
@@ -160,6 +181,24 @@ def test_bad_input_leaves_the_model_alone(
     with pytest.raises(ValueError, match=message):
         expand_(net, recipe, x, where=where)
     assert {name: type(module) for name, module in net.named_modules()} == before
+
+
+@pytest.mark.slow
+def test_a_sum_of_one_is_a_plain_layer(generator: torch.Generator) -> None:
+    """As YOLOv5's unfused layers keep a convolution and its norm; the block still folds as a whole."""
+    network = yolov5("yolov5n", channels=[4, 4, 8, 8, 8], depths=[1, 1, 1, 1], num_classes=1)
+    x = torch.rand(1, 3, 64, 64, generator=generator)
+    randomize(network, generator, x).eval()
+    expected, deployed = network(x), copy.deepcopy(network).fuse().state_dict()
+    done = expand_(network, "repvgg", x, where="*.bottlenecks.*second*")
+    assert len(done.layers) == 8
+    assert not done.left
+    assert fold_error(network(x), expected) <= 1e-5
+    with pytest.raises(ValueError, match=r"second\.branches\.dense\.0 already"):
+        expand_(network, "repvgg", x, where="*.bottlenecks.*second*")
+    network.fuse()
+    assert fold_error(network(x), expected) <= 1e-5
+    assert {n: v.shape for n, v in network.state_dict().items()} == {n: v.shape for n, v in deployed.items()}
 
 
 def test_expanding_twice_is_an_error(net: nn.Module, x: Tensor) -> None:

@@ -1,17 +1,17 @@
 """Make an expanded network the same function in training mode: give its new norms the statistics of real batches."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from unbranch.expand.expanded import Expanded
+from unbranch.expand.expanded import NORMS, Expanded, scale_of
 from unbranch.frontends.modules import arguments
 from unbranch.ops.batch_norm import restate
-
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 @dataclass
@@ -22,7 +22,7 @@ class _Moments:
     mean: Tensor | float = 0.0
     squares: Tensor | float = 0.0
 
-    def see(self, x: Tensor) -> None:
+    def see(self, x: Tensor) -> "_Moments":
         """One more batch (N, C, *size)."""
         flat = x.detach().double().transpose(0, 1).flatten(1)
         count, mean = flat.shape[1], flat.mean(1)
@@ -33,17 +33,27 @@ class _Moments:
         )
         self.mean = self.mean + gap * (count / total)
         self.count = total
+        return self
+
+    def known(self) -> tuple[Tensor, Tensor]:
+        """Mean and variance per channel."""
+        assert isinstance(self.mean, Tensor)
+        assert isinstance(self.squares, Tensor)
+        return self.mean, self.squares / self.count
 
 
 @torch.no_grad()
 def calibrate(model: nn.Module, batches: Iterable[Any]) -> int:
-    """Give the norms of expanded layers the mean and variance that they see, and the scale and shift that keep them the same map.
+    """Give the norms of expanded layers the statistics with which branches train as the plain layer did, and stay the same map.
 
-    ``gamma' = s sqrt(var' + eps)``, ``beta' = t + s mean'``: in eval mode nothing changes, and in training mode a batch like these is
-    normalised to what eval mode makes of it.
+    A norm ``s x + t`` that sees variance ``var`` becomes ``gamma' = s sqrt(var' + eps)``, ``beta' = t + s mean'``: in eval mode nothing
+    changes. In training mode, on a batch like these, ``var' = g**2 (var + eps) - eps`` with the plain norm's own gain g makes the layer
+    what the plain convolution and its norm make of it; where there was no norm, g = 1 and it is what eval mode makes of it. The border
+    inside a diverse branch block follows the running statistics, so there the two agree but for the edge.
 
     Args:
-        model: With layers from `expand_`; its mode is kept.
+        model: With layers fresh from `expand_`; its mode is kept, and so are the statistics of all other norms. It runs as the plain
+            network would in training, but for dropout and the like.
         batches: Each one tensor, a sequence of arguments or a mapping, as for `reparameterize`.
 
     Returns:
@@ -52,35 +62,87 @@ def calibrate(model: nn.Module, batches: Iterable[Any]) -> int:
     Raises:
         ValueError: no batch, or no expanded layer; the model is unchanged.
     """
-    norms = [
-        m
-        for layer in model.modules()
-        if isinstance(layer, Expanded)
-        for m in layer.modules()
-        if isinstance(m, NORMS)
-    ]
+    layers = [layer for layer in model.modules() if isinstance(layer, Expanded)]
+    norms = [norm for layer in layers for norm in layer.modules() if isinstance(norm, NORMS)]
     if not norms:
         raise ValueError("the model has no expanded layer to calibrate: call expand_(model) first")
-    moments = {id(norm): _Moments() for norm in norms}
-    handles = [
-        n.register_forward_pre_hook(lambda module, args: moments[id(module)].see(args[0])) for n in norms
-    ]
-    modes = {module: module.training for module in model.modules()}
+    moments = {id(module): _Moments() for module in (*norms, *layers)}
+
+    def watch_norm(norm: nn.Module, args: tuple[Tensor, ...]) -> None:
+        moments[id(norm)].see(args[0])
+
+    def watch_layer(layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        moments[id(layer)].see(output)
+        assert isinstance(layer, Expanded)
+        return _as_plain(layer, output)
+
+    handles = [norm.register_forward_pre_hook(watch_norm) for norm in norms]
+    handles += [layer.register_forward_hook(watch_layer) for layer in layers]
     try:
-        model.eval()
-        for batch in batches:
-            args, kwargs = arguments(batch)
-            model(*args, **kwargs)
+        with _normalising(model, layers):
+            for batch in batches:
+                args, kwargs = arguments(batch)
+                model(*args, **kwargs)
     finally:
         for handle in handles:
             handle.remove()
-        for module, training in modes.items():
-            module.training = training
     if any(seen.count < 2 for seen in moments.values()):
         raise ValueError("calibration needs at least one batch that reaches every expanded layer")
-    for norm in norms:
-        seen = moments[id(norm)]
-        assert isinstance(seen.mean, Tensor)
-        assert isinstance(seen.squares, Tensor)
-        restate(norm, seen.mean, seen.squares / seen.count)
+    for layer in layers:
+        _restate(layer, moments)
     return len(norms)
+
+
+def _as_plain(layer: Expanded, output: Tensor) -> Tensor:
+    """What the plain convolution and its norm would make of this batch in training."""
+    plain = layer.plain_norm
+    if plain is None:
+        return output
+    mean, variance = _Moments().see(output).known()
+    shape = (-1, *(1,) * (output.ndim - 2))
+    gain = plain.gain(variance).to(output).reshape(shape)
+    return (output - mean.to(output).reshape(shape)) * gain + plain.mean.to(output).reshape(shape)
+
+
+@contextmanager
+def _normalising(model: nn.Module, layers: list[Expanded]) -> Iterator[None]:
+    """Everything in eval mode but the norms outside the layers, which use each batch's statistics and keep their own."""
+    within = {id(module) for layer in layers for module in layer.modules()}
+    outside = [m for m in model.modules() if isinstance(m, _BatchNorm) and id(m) not in within]
+    modes = {module: module.training for module in model.modules()}
+    kept = [(norm, norm.momentum, [buffer.clone() for buffer in norm.buffers()]) for norm in outside]
+    try:
+        model.eval()
+        for norm in outside:
+            norm.training = modes[norm] or not any(modes.values())
+            norm.momentum = 0.0
+        yield
+    finally:
+        for norm, momentum, buffers in kept:
+            norm.momentum = momentum
+            for buffer, value in zip(norm.buffers(), buffers, strict=True):
+                buffer.copy_(value)
+        for module, training in modes.items():
+            module.training = training
+
+
+def _restate(layer: Expanded, moments: dict[int, _Moments]) -> None:
+    """New statistics for a layer's norms: those that end its branches get the plain norm's gain, the main one its mean."""
+    ends, plain = layer.last_norms(), layer.plain_norm
+    mean, variance = moments[id(layer)].known()
+    for norm in layer.modules():
+        if not isinstance(norm, NORMS):
+            continue
+        seen_mean, seen_variance = moments[id(norm)].known()
+        if ends and norm not in ends:
+            # The norm that ends the branch takes the mean out. Kept in the shift, it would cancel what this one makes of zeros, which
+            # is what a border is filled with, down to its rounding error.
+            seen_mean = torch.zeros_like(seen_mean)
+        elif plain is not None:
+            seen_variance = plain.gain(variance) ** 2 * (seen_variance + norm.eps) - norm.eps
+            seen_variance = seen_variance.clamp_min(0)
+            if norm is ends[0]:
+                sample = seen_mean.new_ones((1, len(seen_mean), *(1,) * len(layer.kernel_size)))
+                scale = scale_of(norm, sample.to(norm.weight)).to(seen_mean)
+                seen_mean = seen_mean + torch.where(scale == 0, 0.0, (plain.mean.to(mean) - mean) / scale)
+        restate(norm, seen_mean, seen_variance)

@@ -1,6 +1,7 @@
 """The layer that stands where a plain convolution stood: branches that amount to it."""
 
 import copy
+from dataclasses import dataclass
 from math import prod
 from typing import no_type_check
 
@@ -10,6 +11,34 @@ from torch import Tensor, nn
 from unbranch.affine import Affine, NotLinear
 from unbranch.blocks import Branches, ConvSpec, Deployable, Sum
 from unbranch.frontends.modules import StandIn, to_affine, to_convolution
+
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+@dataclass(frozen=True)
+class PlainNorm:
+    """What the plain layer's norm makes of a batch in training: ``g (y - mean y) + mean``, ``g = deviation / sqrt(var y + floor)``.
+
+    y is the layer's output in eval mode; all are per channel, (out,), in float64.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+    floor: Tensor
+
+    @classmethod
+    def of(cls, norm: nn.Module, dims: int) -> "PlainNorm":
+        """With ``y = s x + t`` in eval mode, ``deviation = |gamma|`` and ``floor = eps s**2``."""
+        assert isinstance(norm, NORMS)
+        bare = NORMS[dims - 1](norm.num_features, norm.eps, dtype=torch.float64).eval()
+        bare.load_state_dict(norm.state_dict(), strict=False)  # a norm with an activation is its norm here
+        scale = scale_of(bare, torch.ones(1, norm.num_features, *(1,) * dims, dtype=torch.float64))
+        return cls(bare.bias.detach(), bare.weight.detach().abs(), norm.eps * scale**2)
+
+    def gain(self, variance: Tensor) -> Tensor:
+        """g for an output of that variance in eval mode; 1 for a channel that the norm switches off."""
+        deviation, floor = self.deviation.to(variance), self.floor.to(variance)
+        return torch.where(deviation > 0, deviation / torch.sqrt(variance + floor), 1.0)
 
 
 class Expanded(Deployable, StandIn):
@@ -21,9 +50,12 @@ class Expanded(Deployable, StandIn):
     Shapes: those of the convolution.
     """
 
-    def __init__(self, spec: ConvSpec, branches: Branches, main: nn.Module) -> None:
+    def __init__(
+        self, spec: ConvSpec, branches: Branches, main: nn.Module, plain_norm: PlainNorm | None = None
+    ) -> None:
         """``main`` is the branch that holds the kernel: the others are new."""
         super().__init__()
+        self.plain_norm = plain_norm
         self.branches: nn.Module = branches
         self.main = next(name for name, module in branches.named_modules() if module is main)
         self.in_channels, self.out_channels = spec.in_channels, spec.out_channels
@@ -69,15 +101,29 @@ class Expanded(Deployable, StandIn):
         shape = (1, self.in_channels, *self.example_size)
         return torch.linspace(-1, 1, prod(shape)).reshape(shape).to(like)
 
+    def last_norms(self) -> list[nn.Module]:
+        """The norms whose outputs are summed, the main branch's first, or the norm of the sum; none where another layer ends a branch."""
+        branches = self.branches
+        if not isinstance(branches, Sum):
+            return []
+        if not isinstance(branches.norm, nn.Identity):
+            return [branches.norm]
+        names = sorted(branches.names, key=lambda name: name != self.main.split(".")[0])
+        ends = [branches.get_submodule(name) for name in names]
+        ends = [end[-1] if isinstance(end, nn.Sequential) else end for end in ends]
+        return ends if all(isinstance(end, NORMS) for end in ends) else []
+
     def new_parameters(self) -> list[nn.Parameter]:
         """The parameters of every branch but the one that holds the kernel."""
         return [p for name, p in self.branches.named_parameters() if not name.startswith(f"{self.main}.")]
 
 
-def expanded(target: Affine, spec: ConvSpec, branches: Branches, like: Tensor) -> Expanded:
+def expanded(
+    target: Affine, spec: ConvSpec, branches: Branches, like: Tensor, plain_norm: nn.Module | None = None
+) -> Expanded:
     """``branches``, one of them set so that the whole is ``target``: ``w_main += (W - W_all) / s``, with s the scale behind it.
 
-    ``like`` is a tensor of the dtype and device wanted. The new layer is in eval mode.
+    ``like`` is a tensor of the dtype and device wanted; ``plain_norm`` the one that ends the plain layer. The new layer is in eval mode.
 
     Raises:
         ValueError: no branch of the recipe can hold the kernel.
@@ -91,8 +137,8 @@ def expanded(target: Affine, spec: ConvSpec, branches: Branches, like: Tensor) -
     wanted = target.to(torch.device("cpu")).to(torch.float64)
     _check_geometry(now, wanted)
     sample = example.new_ones((1, spec.out_channels, *spec.example_size))
-    inner_scale = _scale_of(norm, sample)
-    outer_scale = _scale_of(outer, sample)
+    inner_scale = scale_of(norm, sample)
+    outer_scale = scale_of(outer, sample)
     gap = wanted.module_weight() - now.module_weight()
     missing = wanted.weight.new_zeros(spec.out_channels) if wanted.bias is None else wanted.bias
     missing = missing if now.bias is None else missing - now.bias
@@ -100,7 +146,8 @@ def expanded(target: Affine, spec: ConvSpec, branches: Branches, like: Tensor) -
         column = (-1, *(1,) * (gap.ndim - 1))
         convolution.weight.add_(gap / (inner_scale * outer_scale).reshape(column))
         _shift_of(convolution, norm).add_(missing / outer_scale)
-    return Expanded(spec, branches.to(like), branch).eval()
+    remembered = None if plain_norm is None else PlainNorm.of(plain_norm, spec.dims)
+    return Expanded(spec, branches.to(like), branch, remembered).eval()
 
 
 def _main(
@@ -132,7 +179,7 @@ def _shift_of(convolution: nn.Module, norm: nn.Module | None) -> Tensor:
     return shift
 
 
-def _scale_of(norm: nn.Module | None, sample: Tensor) -> Tensor:
+def scale_of(norm: nn.Module | None, sample: Tensor) -> Tensor:
     """What a norm multiplies each channel with."""
     if norm is None or isinstance(norm, nn.Identity):
         return sample.new_ones(sample.shape[1])

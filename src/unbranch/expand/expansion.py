@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from unbranch.affine import Affine, NotLinear
-from unbranch.blocks import Branches, ConvSpec, Deployable
-from unbranch.expand.expanded import Expanded, expanded
+from unbranch.blocks import Branches, ConvSpec, Sum
+from unbranch.expand.expanded import NORMS, Expanded, expanded
 from unbranch.expand.recipes import Recipe, recipe_of
 from unbranch.frontends.modules import ExampleInputs, Where, to_affine, unwrap
 from unbranch.frontends.modules.folding import Folding, prepare
@@ -129,9 +129,7 @@ def _selected(model: nn.Module, where: Where) -> list[tuple[str, nn.Module]]:
     chosen: list[tuple[str, nn.Module]] = []
     inside: list[str] = []
     for path, module in model.named_modules():
-        if isinstance(module, Expanded | Branches) or (
-            isinstance(module, Deployable) and module.deploy_children()
-        ):
+        if isinstance(module, Expanded) or (isinstance(module, Branches) and not _is_single(module)):
             inside.append(path)
         if isinstance(module, PLAIN) and _matches(path, module, model, where):
             owner = next((p for p in inside if path == p or path.startswith(f"{p}.") or not p), None)
@@ -146,6 +144,11 @@ def _selected(model: nn.Module, where: Where) -> list[tuple[str, nn.Module]]:
             else "the model has no plain convolution"
         )
     return chosen
+
+
+def _is_single(branches: Branches) -> bool:
+    """A sum of one: a plain convolution with its norm, as an unfused YOLOv5 layer keeps them."""
+    return isinstance(branches, Sum) and len(branches.names) == 1
 
 
 def _matches(path: str, module: nn.Conv1d | nn.Conv2d | nn.Conv3d, model: nn.Module, where: Where) -> bool:
@@ -198,17 +201,24 @@ def _branches(layer: nn.Module, site: Site | None, folding: Folding, recipe: Rec
         target = to_affine(layer, example)
     else:
         target = site.fact.evaluate(folding.recording.graph.device)
-    return expanded(target, spec, recipe(spec), layer.weight.detach())
+    return expanded(
+        target, spec, recipe(spec), layer.weight.detach(), None if site is None else _end_of(site)
+    )
 
 
 def _norm_of(site: Site) -> Callable[[int], nn.Module] | None:
     """A factory of norms like the one that goes into the branches."""
     for step in site.steps:
         norm = step.frame.module
-        if isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d):
-            kinds = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
-            return partial(kinds[site.fact.geometry.rank], eps=norm.eps, momentum=norm.momentum)
+        if isinstance(norm, NORMS):
+            return partial(NORMS[site.fact.geometry.rank - 1], eps=norm.eps, momentum=norm.momentum)
     return None
+
+
+def _end_of(site: Site) -> nn.Module | None:
+    """The norm of a convolution and its norm; None for a longer chain, whose output is not the norm's."""
+    last = site.steps[-1].frame.module
+    return last if len(site.steps) == 2 and isinstance(last, NORMS) else None
 
 
 def parameter_groups(model: nn.Module, lr: float, branch_lr: float) -> list[dict[str, Any]]:
