@@ -6,6 +6,7 @@ from typing import Generic, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -50,6 +51,5 @@ class Average(nn.Module, Generic[Network]):
                 current.append(now[name])
             else:
                 value.copy_(now[name])
-        for mean, value in zip(averaged, current, strict=True):
-            mean.lerp_(value, 1 - d)
+        get_ema_multi_avg_fn(d)(averaged, current, self.updates)
         return self

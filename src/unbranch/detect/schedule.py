@@ -113,7 +113,10 @@ class Rates(NamedTuple):
 
 
 def make_optimizer(network: nn.Module, plan: Plan) -> Optimizer:
-    """SGD with Nesterov momentum, or AdamW, in three groups: weights that decay, norms, biases."""
+    """SGD with Nesterov momentum, or AdamW, in three groups: weights that decay, norms, biases.
+
+    All tensors of a group step together, which on a processor, too, is several times faster than one by one.
+    """
     decayed: list[nn.Parameter] = []
     norms: list[nn.Parameter] = []
     biases: list[nn.Parameter] = []
@@ -132,8 +135,8 @@ def make_optimizer(network: nn.Module, plan: Plan) -> Optimizer:
     ]
     groups = [group for group in groups if group["params"]]
     if plan.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=plan.lr, momentum=plan.recipe.momentum, nesterov=True)
-    return torch.optim.AdamW(groups, lr=plan.lr, betas=(0.9, 0.999))
+        return torch.optim.SGD(groups, lr=plan.lr, momentum=plan.recipe.momentum, nesterov=True, foreach=True)
+    return torch.optim.AdamW(groups, lr=plan.lr, betas=(0.9, 0.999), foreach=True)
 
 
 def set_rates(optimizer: Optimizer, rates: Rates) -> None:
