@@ -136,6 +136,8 @@ def with_ultralytics(run: Run) -> dict[str, Any]:
     """Train the peer with its own defaults, from the start."""
     from ultralytics import YOLO
 
+    threads = torch.get_num_threads()
+
     folder = run.out / run.name
     shutil.rmtree(folder, ignore_errors=True)
     model = YOLO("yolov5n.yaml")
@@ -146,6 +148,8 @@ def with_ultralytics(run: Run) -> dict[str, Any]:
     }
     for event, times in marks.items():
         model.add_callback(event, lambda _trainer, times=times: times.append(time.perf_counter()))
+    # Left to itself it computes on one core less than there are; both get the same.
+    model.add_callback("on_train_start", lambda _trainer: torch.set_num_threads(threads))
     model.train(
         data=str(as_yolo(run)), epochs=run.epochs, imgsz=run.size, batch=run.batch, seed=run.seed, device="cpu",
         project=str(run.out), name=run.name, exist_ok=True, pretrained=False, plots=False, verbose=False,

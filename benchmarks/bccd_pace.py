@@ -1,0 +1,109 @@
+"""Seconds an epoch of each network of `benchmarks.bccd`, in turn on one machine: a round is an epoch of each.
+
+    python -m benchmarks.bccd_pace ../shared/data/bccd/BCCD --rounds 6
+
+Each training is a process group of its own, stopped while it is not its turn, so that whatever else the machine
+does hits all of them. An epoch is what passes between two rows of its results.csv: training, validation on the
+`val` split, and what is written. The first epoch, with all that is made once, does not count. The schedule is
+that of 12 epochs; nothing is trained to its end.
+"""
+
+import argparse
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks.bccd import OURS, PEER
+from benchmarks.results import publish
+
+POLL = 0.005
+STARTING = 240.0
+
+
+class Training:
+    """One network's training, which runs only while an epoch of it is asked for."""
+
+    def __init__(self, network: str, data: Path, folder: Path, epochs: int) -> None:
+        out = folder / network
+        self.network, self.out = network, out
+        self.log = (folder / f"{network}.log").open("w")
+        words = ["-m", "benchmarks.bccd", str(data), "--out", str(out), "--networks", network, "--seeds", "0"]
+        self.process = subprocess.Popen(
+            [sys.executable, *words, "--epochs", str(epochs)],
+            stdout=self.log, stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+
+    def rows(self) -> int:
+        """Epochs that its results.csv tells of."""
+        tables = list(self.out.glob("*/results.csv"))
+        return max(len(tables[0].read_text().splitlines()) - 1, 0) if tables else 0
+
+    def epoch(self) -> float:
+        """Let it run until its table has a row more; the seconds that took."""
+        before, start = self.rows(), time.perf_counter()
+        os.killpg(self.process.pid, signal.SIGCONT)
+        while self.rows() == before:
+            if self.process.poll() is not None or time.perf_counter() - start > STARTING:
+                raise RuntimeError(f"{self.network} ended early: {Path(self.log.name).read_text()[-2000:]}")
+            time.sleep(POLL)
+        spent = time.perf_counter() - start
+        os.killpg(self.process.pid, signal.SIGSTOP)
+        return spent
+
+    def end(self) -> None:
+        """End it, wherever it is."""
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        self.log.close()
+
+
+def main() -> None:
+    """Start all, take turns, print and publish."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("data", type=Path, help="the folder BCCD, Pascal VOC")
+    parser.add_argument("--networks", nargs="+", choices=[*OURS, PEER], default=["plain", PEER, "repvgg"])
+    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--epochs", type=int, default=12)
+    asked = parser.parse_args()
+    if asked.rounds > asked.epochs - 2:
+        parser.error(f"--rounds {asked.rounds}: at most {asked.epochs - 2} of {asked.epochs} epochs")
+    trainings: list[Training] = []
+    seconds: dict[str, list[float]] = {network: [] for network in asked.networks}
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            for network in asked.networks:
+                trainings.append(Training(network, asked.data.absolute(), Path(folder), asked.epochs))
+                print(f"{network}: {trainings[-1].epoch():.1f} s with the first epoch", flush=True)
+            for _ in range(asked.rounds):
+                for training in trainings:
+                    seconds[training.network].append(training.epoch())
+                print("  ".join(f"{name} {spent[-1]:.2f} s" for name, spent in seconds.items()), flush=True)
+        finally:
+            for training in trainings:
+                training.end()
+    rows = [(network, *compared(seconds, network)) for network in seconds]
+    publish(
+        "bccd_pace", ("network", "s an epoch", "least", "most", f"of {PEER}'s"), rows, {"seconds": seconds}
+    )
+
+
+def compared(seconds: dict[str, list[float]], network: str) -> tuple[str, str, str, str]:
+    """Median, least and most of a network's epochs, and the median of its ratios to the peer's beside it."""
+    own = seconds[network]
+    ratio = "-"
+    if PEER in seconds and network != PEER:
+        ratios = sorted(a / b for a, b in zip(own, seconds[PEER], strict=True))
+        ratio = f"{statistics.median(ratios):.2f} ({ratios[0]:.2f}-{ratios[-1]:.2f})"
+    return f"{statistics.median(own):.2f}", f"{min(own):.2f}", f"{max(own):.2f}", ratio
+
+
+if __name__ == "__main__":
+    main()
