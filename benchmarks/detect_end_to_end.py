@@ -1,20 +1,20 @@
 """Photographs to boxes, from the folder to the last box: our detector beside ultralytics' predict, on one
 ONNX file.
 
-    python benchmarks/detect_end_to_end.py WEIGHTS PICTURES [--rounds 5] [--dynamic]
+    python benchmarks/detect_end_to_end.py WEIGHTS PICTURES [--rounds 15] [--dynamic]
 
 Both read the same file (its output in the layout that both know) in ONNX Runtime on the CPU, and both decode,
 letterbox, run, suppress and return boxes in the picture's pixels; nothing is drawn or written. They take
-turns, a round is a pair, and the figure is the median of the pairs' ratios. Before timing, both must find the
+turns, a round is a pair, and the figure is the median of the pairs' ratios with its 95 % interval. Before timing, both must find the
 same boxes.
 """
 
 import argparse
 import logging
 import os
-import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from torchvision.ops import box_iou
 from unbranch.detect import Detector, Limits, Plan, export, import_original, load_model
 from unbranch.detect.sources import find
 from unbranch.models.yolo import YOLO
+from unbranch.runtimes.timing import summarize
 
 SIZE = 640
 LIMITS = Limits(confidence=0.25, iou=0.45)
@@ -88,7 +89,7 @@ def main() -> None:
     )
     parser.add_argument("weights", type=Path)
     parser.add_argument("pictures", type=Path)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--most", type=int, default=72, help="pictures of the folder that are used")
     parser.add_argument("--dynamic", action="store_true")
     asked = parser.parse_args()
@@ -100,31 +101,44 @@ def main() -> None:
         detector, theirs = Detector(file, SIZE, LIMITS), Theirs(file)
         shared = agreement(ours(file, pictures), theirs(pictures))
         print(f"{len(pictures)} pictures; {100 * shared:.1f} % of all boxes have a partner on the other side")
-        rows = []
-        for _ in range(asked.rounds):
-            start = time.perf_counter()
-            for _result in detector.stream(pictures):
-                pass
-            middle = time.perf_counter()
-            theirs(pictures)
-            rows.append((middle - start, time.perf_counter() - middle))
-            print(
-                f"ours {rows[-1][0]:.2f} s, ultralytics {rows[-1][1]:.2f} s, {rows[-1][1] / rows[-1][0]:.2f} times"
-            )
-    ratio = statistics.median(b / a for a, b in rows)
+        samples = [in_turn(detector, theirs, pictures, turn) for turn in range(asked.rounds)]
+    times = summarize(samples)
     count = len(pictures)
-    fast, slow = (count / statistics.median(row[i] for row in rows) for i in (0, 1))
     data = {
         "pictures": count,
         "dynamic": asked.dynamic,
         "same_boxes": shared,
-        "ours_seconds": [row[0] for row in rows],
-        "ultralytics_seconds": [row[1] for row in rows],
-        "ratio": ratio,
+        "ultralytics_seconds": [sample[0] for sample in samples],
+        "ours_seconds": [sample[1] for sample in samples],
+        "ratio": times.ratio,
+        "interval": (times.low, times.high),
     }
     headers = ("pictures", "same boxes", "ours, pictures/s", "ultralytics, pictures/s", "ours is faster by")
-    row = (str(count), f"{100 * shared:.1f} %", f"{fast:.1f}", f"{slow:.1f}", f"{ratio:.2f}x")
+    rates = [f"{1e3 * count / milliseconds:.1f}" for milliseconds in (times.after, times.before)]
+    row = (
+        str(count),
+        f"{100 * shared:.1f} %",
+        *rates,
+        f"{times.ratio:.2f}x ({times.low:.2f}-{times.high:.2f})",
+    )
     publish("detect_end_to_end", headers, [row], data)
+
+
+def in_turn(detector: Detector, theirs: Theirs, pictures: list[Path], turn: int) -> tuple[float, float]:
+    """Seconds of theirs and of ours, one after the other; every second pair in the other order."""
+
+    def ours_runs() -> None:
+        for _result in detector.stream(pictures):
+            pass
+
+    runs: dict[str, Callable[[], object]] = {"theirs": lambda: theirs(pictures), "ours": ours_runs}
+    spent = {}
+    for name in list(runs)[:: 1 if turn % 2 else -1]:
+        start = time.perf_counter()
+        runs[name]()
+        spent[name] = time.perf_counter() - start
+    print(f"ours {spent['ours']:.2f} s, ultralytics {spent['theirs']:.2f} s")
+    return spent["theirs"], spent["ours"]
 
 
 if __name__ == "__main__":
