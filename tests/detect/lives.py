@@ -1,13 +1,16 @@
-"""Trainings in processes of their own, which tests may kill."""
+"""Trainings in processes of their own, which tests may kill, and verbs where little may be written."""
 
+import ctypes
 import json
 import resource
 from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from typer.testing import CliRunner
 
 TINY = {"channels": [8, 8, 16, 16, 16], "depths": [1, 1, 1, 1], "neck_depth": 1}
 SETTINGS: dict[str, Any] = {
@@ -15,7 +18,18 @@ SETTINGS: dict[str, Any] = {
 }  # fmt: skip
 
 _CONTEXT = get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["unbranch.detect.training", "unbranch.detect.plots"])
+_CONTEXT.set_forkserver_preload(["unbranch.detect.training", "unbranch.detect.plots", "unbranch.cli"])
+
+CAPABILITIES_V3 = 0x20080522
+PASSES_PERMISSIONS = 0b110  # CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH, by which root writes anywhere
+
+
+class Outcome(NamedTuple):
+    """What a verb ended with, and what it wrote."""
+
+    code: int
+    out: str
+    err: str
 
 
 def live(folder: str, data: str | None, settings: dict[str, Any], most_bytes: int | None = None) -> None:
@@ -83,3 +97,37 @@ def differences(first: Any, second: Any, where: str = "") -> list[str]:
         return [d for index, (a, b) in pairs for d in differences(a, b, f"{where}/{index}")]
     equal = torch.equal(first, second) if isinstance(first, torch.Tensor) else first == second
     return [] if equal else [where]
+
+
+def bound_by_permissions() -> None:
+    """Make the permissions of files count for root too, in this process."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    header, held = (ctypes.c_uint32 * 2)(CAPABILITIES_V3, 0), (ctypes.c_uint32 * 6)()
+    if libc.capget(header, held):
+        raise OSError(ctypes.get_errno(), "capget")
+    held[0] &= ~PASSES_PERMISSIONS
+    if libc.capset(header, held):
+        raise OSError(ctypes.get_errno(), "capset")
+
+
+def _verb(answer: Connection, words: tuple[str, ...], most_bytes: int | None) -> None:
+    from unbranch.cli import app
+
+    torch.set_num_threads(1)
+    bound_by_permissions()
+    if most_bytes is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, most_bytes))
+    result = CliRunner(env={"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}).invoke(app, words)
+    fault = "" if isinstance(result.exception, SystemExit | None) else repr(result.exception)
+    answer.send((result.exit_code, result.stdout, result.stderr + fault))
+
+
+def verb(*words: object, most_bytes: int | None = None) -> Outcome:
+    """`unbranch WORDS` in a process of its own, which permissions bind and in which no file may be longer."""
+    mine, theirs = _CONTEXT.Pipe(duplex=False)
+    process = _CONTEXT.Process(target=_verb, args=(theirs, tuple(map(str, words)), most_bytes))
+    process.start()
+    theirs.close()
+    answer = mine.recv()
+    process.join()
+    return Outcome(*answer)
