@@ -133,14 +133,15 @@ def with_ours(run: Run) -> dict[str, Any]:
 
 
 def with_ultralytics(run: Run) -> dict[str, Any]:
-    """Train the peer with its own defaults, from the start."""
+    """Train the peer with its own defaults, from its last epoch where it was broken off."""
     from ultralytics import YOLO
 
     threads = torch.get_num_threads()
 
     folder = run.out / run.name
-    shutil.rmtree(folder, ignore_errors=True)
-    model = YOLO("yolov5n.yaml")
+    last, table = folder / "weights" / "last.pt", folder / "results.csv"
+    broken = last.exists() and table.exists()
+    model = YOLO(last) if broken else YOLO("yolov5n.yaml")
     marks: dict[str, list[float]] = {
         "on_train_epoch_start": [],
         "on_train_epoch_end": [],
@@ -150,11 +151,14 @@ def with_ultralytics(run: Run) -> dict[str, Any]:
         model.add_callback(event, lambda _trainer, times=times: times.append(time.perf_counter()))
     # Left to itself it computes on one core less than there are; both get the same.
     model.add_callback("on_train_start", lambda _trainer: torch.set_num_threads(threads))
-    model.train(
-        data=str(as_yolo(run)), epochs=run.epochs, imgsz=run.size, batch=run.batch, seed=run.seed, device="cpu",
-        project=str(run.out), name=run.name, exist_ok=True, pretrained=False, plots=False, verbose=False,
-    )  # fmt: skip
-    starts, trained, whole = (marks[event][: run.epochs] for event in marks)
+    options: dict[str, Any] = {"resume": True} if broken else {
+        "data": str(as_yolo(run)), "epochs": run.epochs, "imgsz": run.size, "batch": run.batch, "seed": run.seed,
+        "device": "cpu", "project": str(run.out), "name": run.name, "exist_ok": True, "pretrained": False,
+        "plots": False, "verbose": False,
+    }  # fmt: skip
+    if not broken or len(table.read_text().splitlines()) <= run.epochs:
+        model.train(**options)
+    starts, trained, whole = marks.values()
     network = YOLO(folder / "weights" / "best.pt").model
     if not isinstance(network, torch.nn.Module):
         raise TypeError("ultralytics gave no module")
@@ -168,9 +172,16 @@ def with_ultralytics(run: Run) -> dict[str, Any]:
     metrics = validate(predictions, run.data, "test", run.size, limits=limits, cache="ram").metrics
     return {
         **measures(metrics),
-        "seconds_training": statistics.median(b - a for a, b in zip(starts, trained, strict=True)),
-        "seconds_epoch": statistics.median(b - a for a, b in zip(starts, whole, strict=True)),
+        "seconds_training": median_span(starts, trained),
+        "seconds_epoch": median_span(starts, whole),
     }
+
+
+def median_span(starts: list[float], ends: list[float]) -> float:
+    """The median time from a start to its end; no number where all was done before. The last end is that of the
+    best weights' validation, which starts no epoch."""
+    spans = [end - start for start, end in zip(starts, ends, strict=False)]
+    return statistics.median(spans) if spans else float("nan")
 
 
 def measures(metrics: Metrics) -> dict[str, Any]:
