@@ -14,7 +14,7 @@ JOBS ?= 2
 SINGLE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 help:
-	@echo 'make demo    train a branched network, fold it, prove it, export it, time it (runs/demo/)'
+	@echo 'make demo    train a branched detector, fold it, prove it, export it, time it, show it (runs/demo/)'
 	@echo 'make test    format, lint, types, floors, tests'
 	@echo 'make bench   every benchmark, side by side with its peers'
 	@echo 'make zoo     fold the model zoos of other libraries, write docs/zoo.md (hours; it goes on where it was)'
@@ -46,12 +46,13 @@ clean:
 	find src tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # constraints.txt fixes every version, so that each machine gets the same ones.
-$(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/pip
-	$(PIP) install -c constraints.txt -e '.[demo]'
-	@touch $@
-
 # supervision and ultralytics ask for opencv-python, which needs a display's libGL. The extra `headless` holds
 # opencv-python-headless and the rest of what they need; they follow by themselves, at the versions of constraints.txt.
+$(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/pip
+	$(PIP) install -c constraints.txt -e '.[demo-base,headless]'
+	$(PIP) install -c constraints.txt --no-deps supervision
+	@touch $@
+
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/pip
 	$(PIP) install -c constraints.txt -e '.[dev]'
 	$(PIP) install -c constraints.txt --no-deps supervision ultralytics ultralytics-thop

@@ -123,38 +123,42 @@ def test_a_runtime_that_nobody_knows(folder: Path) -> None:
     )
 
 
-def test_an_extra_that_is_missing_is_named(folder: Path) -> None:
-    """The program as it is installed, where matplotlib and ONNX Runtime are not."""
-    script = """
+@pytest.mark.parametrize(
+    ("absent", "arguments", "says"),
+    [
+        ("onnxruntime", ("bench", "@models.py:branched", "--runtimes", "onnxruntime"), "unbranch[onnx]"),
+        ("mlxtend", ("demo", "-o", "@demo"), "unbranch[demo]"),
+        ("openvino", ("demo", "-o", "@demo"), "unbranch[openvino]"),
+        ("mlxtend", ("demo", "--classification", "-o", "@demo"), "unbranch[demo]"),
+    ],
+)
+def test_an_extra_that_is_missing_is_named(
+    folder: Path, absent: str, arguments: tuple[str, ...], says: str
+) -> None:
+    """The program as it is installed, where one module is not."""
+    script = f"""
 import sys
 
 class Absent:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("onnxruntime", "mlxtend"):
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+        if name.split(".")[0] == {absent!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
 
 sys.meta_path.insert(0, Absent())
 from unbranch.cli import main
 main()
 """
-    for arguments, says in (
-        (
-            ("bench", f"{folder}/models.py:branched", "--runtimes", "onnxruntime"),
-            "pip install 'unbranch[onnx]'",
-        ),
-        (("demo", "-o", f"{folder}/demo"), "pip install 'unbranch[demo]'"),
-    ):
-        ran = subprocess.run(
-            [sys.executable, "-c", script, *arguments],
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-        assert ran.returncode == WRONG_INPUT
-        assert says in ran.stderr
-        assert "Traceback" not in ran.stderr
-        assert not (folder / "demo").exists()
+    ran = subprocess.run(
+        [sys.executable, "-c", script, *(a.replace("@", f"{folder}/") for a in arguments)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert ran.returncode == WRONG_INPUT
+    assert f"{absent} is not installed: pip install '{says}'" in ran.stderr
+    assert "Traceback" not in ran.stderr
+    assert not (folder / "demo").exists()
 
 
 def test_a_fault_of_ours_keeps_its_traceback_on_demand(folder: Path) -> None:

@@ -11,7 +11,8 @@ from unbranch.detect.errors import InputError
 
 EXTRAS = {
     "onnx": "onnx", "onnx_ir": "onnx", "onnxscript": "onnx", "onnxruntime": "onnx", "openvino": "openvino",
-    "mlxtend": "demo", "matplotlib": "demo", "yaml": "detect", "lightning": "detect", "torchmetrics": "detect",
+    "mlxtend": "demo", "skimage": "demo", "sklearn": "demo",
+    "matplotlib": "detect", "yaml": "detect", "lightning": "detect", "torchmetrics": "detect",
     "faster_coco_eval": "detect", "supervision": "detect", "cv2": "detect", "PIL": "detect",
     "torchvision": "detect",
 }  # fmt: skip

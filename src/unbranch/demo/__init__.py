@@ -1,6 +1,5 @@
-"""The whole road in one command: train with branches, fold, prove, export, time, and show it."""
+"""The whole road in one command: train with branches, fold, prove, export, time, and show it.
 
-from unbranch.demo.outcome import Outcome
-from unbranch.demo.road import run
-
-__all__ = ["Outcome", "run"]
+`detection` is the demonstration: a YOLOv5 that finds handwritten digits on photographs. `classification` is the
+short one: a RepVGG that tells digits apart.
+"""

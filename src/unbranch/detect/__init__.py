@@ -10,7 +10,6 @@ from unbranch.detect.errors import InputError
 
 if TYPE_CHECKING:
     from unbranch.detect.checkpoint import load_backbone, load_model, save
-    from unbranch.detect.digits import demo
     from unbranch.detect.evaluation import Validation, validate
     from unbranch.detect.exporting import Plan, export
     from unbranch.detect.nms import Limits
@@ -29,7 +28,6 @@ __all__ = [
     "Settings",
     "TrainResult",
     "Validation",
-    "demo",
     "detect",
     "export",
     "import_original",
@@ -48,7 +46,6 @@ _HOMES = {
     "Settings": "training",
     "TrainResult": "training",
     "Validation": "evaluation",
-    "demo": "digits",
     "detect": "running",
     "export": "exporting",
     "import_original": "originals",

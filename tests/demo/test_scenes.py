@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from unbranch.demo.detection.scenes import CONTRAST, INK, Sources, load_sources, make_scene, write_scenes
 from unbranch.detect.data import check_split, open_spec
-from unbranch.detect.scenes import CONTRAST, INK, Sources, load_sources, make_scene, write_scenes
 
 
 def made_up() -> Sources:
@@ -41,17 +41,17 @@ def test_a_box_holds_its_digit_exactly(seed: int) -> None:
 
 
 def test_a_scene_depends_on_its_number_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("unbranch.detect.scenes.load_sources", lambda held_out: made_up())
+    monkeypatch.setattr("unbranch.demo.detection.scenes.load_sources", lambda held_out: made_up())
     write_scenes(tmp_path / "few", {"train": 2, "test": 1}, 96, 3)
     write_scenes(tmp_path / "many", {"train": 5, "test": 2}, 96, 3)
     write_scenes(tmp_path / "other", {"train": 2, "test": 1}, 96, 4)
-    name = Path("images") / "train" / "0001.png"
+    name = Path("images") / "train" / "0001.jpg"
     assert (tmp_path / "few" / name).read_bytes() == (tmp_path / "many" / name).read_bytes()
     assert (tmp_path / "few" / name).read_bytes() != (tmp_path / "other" / name).read_bytes()
 
 
 def test_scenes_are_a_sound_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("unbranch.detect.scenes.load_sources", lambda held_out: made_up())
+    monkeypatch.setattr("unbranch.demo.detection.scenes.load_sources", lambda held_out: made_up())
     split = check_split(open_spec(write_scenes(tmp_path, {"train": 6}, 96, 0)), "train", 96, "ram")
     assert not split.report.problems
     assert split.names == tuple("0123456789")

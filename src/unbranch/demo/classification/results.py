@@ -7,14 +7,22 @@ from pathlib import Path
 from jaxtyping import Float
 from torch import Tensor
 
-from unbranch.demo.digits import Digits
-from unbranch.demo.outcome import Outcome
+from unbranch.demo.classification.digits import Digits
+from unbranch.demo.classification.outcome import Outcome
 from unbranch.deploy.runtimes import RUNTIMES
 from unbranch.detect.files import replacing
 from unbranch.report.pictures import draw_kernels, draw_predictions, draw_times
 from unbranch.report.tables import scaled, timing_cells
 
 SHOWN_DIGITS, MOST_WRONG = 30, 10
+LOOK = {
+    "kernels.png": "three branches beside the one kernel they became",
+    "predictions.png": "what the folded network says of thirty digits",
+    "times.png": "branched and folded, timed in turn",
+    "results.md": "all figures; results.json has them for machines",
+    "folded.onnx": "the network to ship; *.safetensors are the weights",
+}
+"""What to look at, by name."""
 
 
 def rows(outcome: Outcome) -> list[tuple[str, str, str, str]]:

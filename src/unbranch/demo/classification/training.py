@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unbranch.demo.digits import Digits, distorted
+from unbranch.demo.classification.digits import Digits, distorted
 from unbranch.models import RepVGG
 
 THREADS = 1

@@ -1,0 +1,143 @@
+"""The road: scenes, a branched detector, its folded copy, the proof, the files, the times, the pictures."""
+
+import copy
+import importlib
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import torch
+
+from unbranch import verbs
+from unbranch.demo.detection.outcome import Measured, Outcome
+from unbranch.demo.detection.results import contact_sheet, write_results
+from unbranch.demo.detection.scenes import write_scenes
+from unbranch.demo.stages import Stage, quietly
+from unbranch.deploy import Paired, export_onnx
+from unbranch.deploy.bench import benchmark
+from unbranch.deploy.weights import check_writable
+from unbranch.detect.agreement import Agreement, agree
+from unbranch.detect.checkpoint import load_model, save
+from unbranch.detect.data.check import Split, check_split
+from unbranch.detect.data.spec import open_spec
+from unbranch.detect.evaluation import validate
+from unbranch.detect.exporting import Plan, export
+from unbranch.detect.letterbox import fill, network_input, place
+from unbranch.detect.predict import Detector
+from unbranch.detect.running import detect
+from unbranch.detect.sources import read_picture
+from unbranch.detect.training import train
+from unbranch.models.yolo import YOLO
+
+SIDE, SIZE = 256, 128
+"""Pixels of a scene, and of the network's input: half, so that resizing is a mean of four."""
+COUNTS: Mapping[str, int] = MappingProxyType({"train": 2048, "val": 96, "test": 128})
+EPOCHS = 16
+NETWORK: Mapping[str, Any] = MappingProxyType({"block": "repvgg"})
+RECIPE: Mapping[str, Any] = MappingProxyType({"flip_horizontal": 0.0, "mosaic": 0.0, "scale": 0.2})
+"""Scenes vary already; a mirrored digit is no digit."""
+SHOWN = 12
+CHECKED = 4
+MADE = ("scenes", "training", "detections")
+NEEDED = ("mlxtend", "skimage", "sklearn", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "openvino")
+"""Looked for before the work that ends with them."""
+
+
+def run(
+    folder: Path,
+    *,
+    epochs: int = EPOCHS,
+    seed: int = 0,
+    counts: Mapping[str, int] = COUNTS,
+    network: Mapping[str, Any] = NETWORK,
+    pairs: int = 100,
+    quiet: bool = False,
+    stage: Stage = quietly,
+) -> Outcome:
+    """Walk the road; leave scenes, training, weights, ONNX, OpenVINO, results and pictures in `folder`, anew each time.
+
+    With `quiet` the training says nothing. Raises `InputError` where `folder` cannot be written,
+    ModuleNotFoundError without the extra `demo`.
+    """
+    start = time.perf_counter()
+    for name in NEEDED:
+        importlib.import_module(name)
+    check_writable(folder / "results.json")
+    with stage(f"making {sum(counts.values())} scenes: handwritten digits on photographs"):
+        for name in MADE:
+            shutil.rmtree(folder / name, ignore_errors=True)
+        data = write_scenes(folder / "scenes", counts, SIDE, seed)
+    began = time.perf_counter()
+    options = {"network": dict(network), "recipe": dict(RECIPE), "size": SIZE, "epochs": epochs, "seed": seed}
+    best = train(data, folder=folder / "training", quiet=quiet, **options).best
+    trained_in = time.perf_counter() - began
+    pictures = sorted((folder / "scenes" / "images" / "test").iterdir())
+    with stage("folding, and running both on the scenes that were held out"):
+        trained = load_model(best)
+        folded = copy.deepcopy(trained).fuse()
+        held_out = check_split(open_spec(data), "test", SIZE, "ram")
+        inputs = [_input(path) for path in pictures]
+        certificate = verbs.verify(trained, folded, torch.from_numpy(np.concatenate(inputs[:CHECKED])))
+        same = agree(lambda images: _run(folded, images), trained, inputs, "predictions")
+        before, after = _measured(trained, held_out), _measured(folded, held_out)
+    with stage("writing weights, ONNX and OpenVINO, and running each file"):
+        save(folded, folder / "digits.safetensors")
+        files = dict(_exported(folded, folder, pictures[:CHECKED]))
+    with stage("timing in torch, ONNX Runtime and OpenVINO"):
+        times = _timed(trained, folded, folder, pairs)
+    with stage("detecting, drawing"):
+        detector = Detector(folder / "digits.onnx", SIZE)
+        detect(detector, pictures[:SHOWN], folder / "detections")
+        contact_sheet(detector, pictures[:SHOWN], folder / "scenes.png")
+        outcome = Outcome(
+            before,
+            after,
+            certificate,
+            same,
+            files,
+            times,
+            dict(counts),
+            trained_in,
+            time.perf_counter() - start,
+        )
+        write_results(outcome, folder)
+    return outcome
+
+
+def _input(picture: Path) -> np.ndarray:
+    """What the network sees of a picture, (1, 3, SIZE, SIZE) in 0..1."""
+    pixels = read_picture(picture)
+    return network_input(fill(pixels, place(pixels.shape[0], pixels.shape[1], SIZE)))[None]
+
+
+def _run(network: YOLO[Any], images: np.ndarray) -> torch.Tensor:
+    with torch.inference_mode():
+        return network(torch.from_numpy(images))
+
+
+def _measured(network: YOLO[Any], split: Split) -> Measured:
+    metrics = validate(network, split).metrics
+    totals = verbs.explain(network, torch.zeros(1, 3, SIZE, SIZE)).before
+    return Measured(totals, metrics.map50, metrics.map)
+
+
+def _exported(network: YOLO[Any], folder: Path, pictures: list[Path]) -> Iterator[tuple[Path, Agreement]]:
+    for suffix in (".onnx", ".xml"):
+        written = export(network, folder / f"digits{suffix}", Plan(SIZE), pictures)
+        yield written.path, written.agreement
+
+
+def _timed(trained: YOLO[Any], folded: YOLO[Any], folder: Path, pairs: int) -> dict[str, Paired]:
+    """Of one scene on one thread; the branched network is exported as it stands."""
+    example = (torch.rand(1, 3, SIZE, SIZE),)
+    branched = folder / "branched.onnx"
+    export_onnx(trained, example, branched, free_batch=False)
+    in_torch = benchmark(trained, folded, example, ("torch",), pairs=pairs, seconds=10.0)
+    runtimes = ("onnxruntime", "openvino")
+    return in_torch | benchmark(
+        branched, folder / "digits.onnx", example, runtimes, pairs=pairs, seconds=10.0
+    )
