@@ -13,12 +13,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 from results import publish
 from torch import Tensor, nn
 
+from unbranch.blocks import MobileOneBlock, RepVGGBlock
 from unbranch.blocks.merged import compiled
 from unbranch.models import create
 from unbranch.runtimes.timing import summarize
@@ -56,10 +58,6 @@ class Contender:
     """A network, its optimizer and how a step of it is taken."""
 
     def __init__(self, network: str, form: str) -> None:
-        from functools import partial
-
-        from unbranch.blocks import MobileOneBlock, RepVGGBlock
-
         block: Callable[..., nn.Module] = plain
         if form != "plain":
             kind = MobileOneBlock if network.startswith("mobileone") else RepVGGBlock
@@ -87,9 +85,9 @@ class Contender:
                 held[storage.data_ptr()] = storage.nbytes()
             return tensor
 
-        with nullcontext() if self.compiles else kernels(False):
-            with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-                logits = self.model(x)
+        hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+        with nullcontext() if self.compiles else kernels(False), hooks:
+            logits = self.model(x)
         del logits
         return sum(held.values()) / 2**20
 

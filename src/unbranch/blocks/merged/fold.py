@@ -23,7 +23,9 @@ from unbranch.blocks.merged.terms import Term
 class Fold:
     """The terms of a sum on a window of ``size`` taps an axis, ``dilation`` pixels apart, the first ``before`` pixels before its output.
 
-    Rows are (G, O, D), D counting a group's input channels, then the taps; what there is one of for each output is (G, O).
+    Terms that are bare come last: norms of the input itself where the window is one pixel, whose kernel is the identity and is never
+    written down. Kernels on the window are rows (G, terms, O, D), D counting a group's input channels, then the taps; what there is one
+    of for each output is (G, terms, O).
     """
 
     terms: tuple[Term, ...]
@@ -34,31 +36,51 @@ class Fold:
     before: tuple[int, ...]
     after: tuple[int, ...]
 
+    @property
+    def bare(self) -> int:
+        """How many terms are."""
+        return sum(term.weight is None for term in self.terms) if all(k == 1 for k in self.size) else 0
+
+    @property
+    def outputs(self) -> int:
+        """O, of one group."""
+        return self.terms[0].norm.num_features // self.groups
+
     def parameters(self) -> list[Tensor | None]:
         """Kernel, gamma and beta of each term in turn, None for what it has not."""
         return [p for term in self.terms for p in term.parameters()]
 
-    def rows(self, index: int, weight: Tensor | None, like: Tensor) -> Tensor | None:
-        """A term's kernel on the window; None for the input itself where the window is one pixel: rows of the identity."""
-        term = self.terms[index]
-        out = term.norm.num_features // self.groups
+    def rows(self, parameters: Sequence[Tensor | None], like: Tensor) -> Tensor:
+        """The kernels on the window, of all terms that are not bare."""
+        written = len(self.terms) - self.bare
+        kernels = [self._rows(i, parameters[3 * i], like) for i in range(written)]
+        if not kernels:
+            return like.new_zeros(self.groups, 0, self.outputs, like.shape[-1])
+        return torch.stack(kernels, 1) if written > 1 else kernels[0].unsqueeze(1)
+
+    def _rows(self, index: int, weight: Tensor | None, like: Tensor) -> Tensor:
         if weight is None:
-            if all(k == 1 for k in self.size):
-                return None
-            weight = torch.eye(out, dtype=like.dtype, device=like.device).repeat(self.groups, 1)
+            weight = torch.eye(self.outputs, dtype=like.dtype, device=like.device).repeat(self.groups, 1)
             weight = weight.view(*weight.shape, *(1,) * len(self.size))
-        margins = self._margins(term)
+        margins = self._margins(self.terms[index])
         weight = weight.detach().to(like.dtype)
         if any(margins):
             weight = nn.functional.pad(weight, margins)
-        return weight.reshape(self.groups, out, -1)
+        return weight.reshape(self.groups, self.outputs, -1)
 
     def kernel_of(self, index: int, rows: Tensor) -> Tensor:
-        """The part of the window that is the term's own kernel, in the kernel's shape: ``rows`` backwards."""
+        """The part of the window that is the term's own kernel, in the kernel's shape: ``rows`` (G, O, D) backwards."""
         term = self.terms[index]
         assert term.weight is not None
         window = rows.reshape(*term.weight.shape[:2], *self.size)
-        return nn.functional.pad(window, [-n for n in self._margins(term)])
+        margins = self._margins(term)
+        return nn.functional.pad(window, [-n for n in margins]) if any(margins) else window
+
+    def by_term(self, parameters: Sequence[Tensor | None], missing: float, like: Tensor) -> Tensor:
+        """A parameter (C_out) of each term, as (G, terms, O); ``missing`` where there is none."""
+        shape = (self.groups, self.outputs)
+        each = [like.new_full(shape, missing) if p is None else p.detach().view(shape) for p in parameters]
+        return torch.stack(each, 1).to(like.dtype)
 
     def _margins(self, term: Term) -> list[int]:
         """Taps of the window before and after the term's own, the last axis first."""
@@ -68,95 +90,90 @@ class Fold:
 
 
 @dataclass(frozen=True, eq=False)
-class Branch:
-    """What one norm made of the statistics: its kernel's rows, S w, r and a."""
-
-    rows: Tensor | None
-    seen: Tensor
-    inverse: Tensor
-    scale: Tensor
-
-
-@dataclass(frozen=True, eq=False)
 class Folded:
-    """The kernel of y = weight . p + offset, p with its shift off; and the branches, with the means and variances that they saw."""
+    """The kernel of y = weight . (p - m) + offset; S w and r; and the means and variances that the norms saw."""
 
     weight: Tensor
     offset: Tensor
-    branches: tuple[Branch, ...]
-    means: tuple[Tensor, ...]
-    variances: tuple[Tensor, ...]
+    seen: Tensor
+    inverse: Tensor
+    mean: Tensor
+    variance: Tensor
 
 
-def fold(
-    how: Fold, mean: Tensor, covariance: Tensor, shift: Tensor, parameters: Sequence[Tensor | None]
-) -> Folded:
-    """One kernel for patches, ``shift`` (G, D) off, with this mean (G, D) and covariance (G, D, D); in their dtype."""
-    depth = mean.shape[1]
-    branches, means, variances = [], [], []
-    weight = offset = None
-    for i, term in enumerate(how.terms):
-        kernel, gamma, beta = parameters[3 * i : 3 * i + 3]
-        rows = how.rows(i, kernel, mean)
-        if rows is None:
-            seen, variance, average = covariance, covariance.diagonal(dim1=1, dim2=2), mean + shift
-        else:
-            seen = rows @ covariance
-            variance = (rows * seen).sum(-1)
-            average = (rows @ (mean + shift).unsqueeze(2)).squeeze(2)
-        inverse = torch.rsqrt(variance + term.norm.eps)
-        scale = inverse if gamma is None else inverse * gamma.view_as(inverse)
-        weight = mean.new_zeros(*inverse.shape, depth) if weight is None else weight
-        if rows is None:
-            weight.diagonal(dim1=1, dim2=2).add_(scale)
-        else:
-            weight.addcmul_(rows, scale.unsqueeze(2))
-        if beta is not None:
-            offset = (
-                beta.view_as(inverse).to(mean.dtype) if offset is None else offset + beta.view_as(inverse)
-            )
-        branches.append(Branch(rows, seen, inverse, scale))
-        means.append(average.flatten())
-        variances.append(variance.flatten())
-    assert weight is not None
-    away = (weight @ mean.unsqueeze(2)).squeeze(2)
-    offset = -away if offset is None else offset - away
-    return Folded(weight, offset, tuple(branches), tuple(means), tuple(variances))
+def fold(how: Fold, mean: Tensor, covariance: Tensor, parameters: Sequence[Tensor | None]) -> Folded:
+    """One kernel for patches with this mean (G, D) and covariance (G, D, D); in their dtype."""
+    rows = how.rows(parameters, mean)
+    seen = through(rows, covariance)
+    variance = (rows * seen).sum(-1)
+    average = through(rows, mean.unsqueeze(2)).squeeze(3)
+    if how.bare:
+        shape = (-1, how.bare, -1)
+        variance = torch.cat([variance, covariance.diagonal(dim1=1, dim2=2).unsqueeze(1).expand(shape)], 1)
+        average = torch.cat([average, mean.unsqueeze(1).expand(shape)], 1)
+    eps = mean.new_tensor([term.norm.eps for term in how.terms])
+    inverse = torch.rsqrt(variance + eps.unsqueeze(1))
+    weight = merge(how, rows, inverse * how.by_term(parameters[1::3], 1.0, mean))
+    offset = how.by_term(parameters[2::3], 0.0, mean).sum(1)
+    return Folded(weight, offset, seen, inverse, average, variance)
+
+
+def through(rows: Tensor, matrix: Tensor) -> Tensor:
+    """Each term's rows times a matrix for each group, all terms in one product: (G, terms, O, D), (G, D, E) -> (G, terms, O, E)."""
+    return (rows.flatten(1, 2) @ matrix).unflatten(1, rows.shape[1:3])
+
+
+def merge(how: Fold, rows: Tensor, scale: Tensor) -> Tensor:
+    """sum_b a_b w_b, (G, O, D)."""
+    weight = rows.new_zeros(len(rows), *rows.shape[2:])
+    for i in range(rows.shape[1]):
+        weight.addcmul_(rows[:, i], scale[:, i].unsqueeze(2))
+    if how.bare:
+        weight.diagonal(dim1=1, dim2=2).add_(scale[:, rows.shape[1] :].sum(1))
+    return weight
 
 
 @dataclass(frozen=True, eq=False)
 class Gradients:
-    """Of each parameter, as ``Fold.parameters`` lists them, and of the covariance where it was asked for."""
+    """Of the parameters, as ``Fold.parameters`` lists them, and of the covariance where the input's is wanted; and w once more."""
 
     parameters: list[Tensor | None]
     covariance: Tensor | None
+    weight: Tensor
 
 
 def unfold(
     how: Fold,
-    branches: Sequence[Branch],
+    parameters: Sequence[Tensor | None],
+    seen: Tensor,
+    inverse: Tensor,
     kernel_grad: Tensor,
     total: Tensor,
-    through: bool,
     needed: Sequence[bool],
 ) -> Gradients:
-    """The gradients, for A (G, O, D) and B (G, O); the covariance's if ``through``, parameters' where ``needed``."""
+    """The gradients, for A (G, O, D) and B (G, O); ``needed`` says of the input, then of each parameter, whether its own is wanted."""
+    rows = how.rows(parameters, kernel_grad)
+    scale = inverse * how.by_term(parameters[1::3], 1.0, inverse)
+    drawn = (kernel_grad.unsqueeze(1) * rows).sum(-1)
+    if how.bare:
+        diagonal = kernel_grad.diagonal(dim1=1, dim2=2).unsqueeze(1)
+        drawn = torch.cat([drawn, diagonal.expand(-1, how.bare, -1)], 1)
+    dvariance = scale * inverse.square() * drawn * -0.5
+    written = rows.shape[1]
+    own = dvariance[:, :written].unsqueeze(3)
     found: list[Tensor | None] = []
-    dcovariance = None
-    for i, (rows, seen, inverse, scale) in enumerate((b.rows, b.seen, b.inverse, b.scale) for b in branches):
-        kernel, gamma, beta = needed[3 * i : 3 * i + 3]
-        drawn = kernel_grad.diagonal(dim1=1, dim2=2) if rows is None else (kernel_grad * rows).sum(-1)
-        dvariance = scale * inverse.square() * drawn * -0.5
+    # Copies: gradients that share memory would be clipped twice.
+    dgamma, dbeta = inverse * drawn, total.unsqueeze(1).repeat(1, len(how.terms), 1)
+    for i in range(len(how.terms)):
+        kernel, gamma, beta = needed[1 + 3 * i : 4 + 3 * i]
         drows = None
         if kernel:
-            drows = (kernel_grad * scale.unsqueeze(2)).addcmul_(seen, dvariance.unsqueeze(2), value=2)
-            drows = how.kernel_of(i, drows)
-        found += [drows, (inverse * drawn).flatten() if gamma else None, total.flatten() if beta else None]
-        if through:
-            if dcovariance is None:
-                dcovariance = seen.new_zeros(len(seen), seen.shape[-1], seen.shape[-1])
-            if rows is None:
-                dcovariance.diagonal(dim1=1, dim2=2).add_(dvariance)
-            else:
-                dcovariance.baddbmm_(rows.mT, rows * dvariance.unsqueeze(2))
-    return Gradients(found, dcovariance)
+            drows = kernel_grad * scale[:, i].unsqueeze(2)
+            drows = how.kernel_of(i, drows.addcmul_(seen[:, i], own[:, i], value=2))
+        found += [drows, dgamma[:, i].flatten() if gamma else None, dbeta[:, i].flatten() if beta else None]
+    dcovariance = None
+    if needed[0]:
+        dcovariance = rows.flatten(1, 2).mT @ (rows * own).flatten(1, 2)
+        if how.bare:
+            dcovariance.diagonal(dim1=1, dim2=2).add_(dvariance[:, written:].sum(1))
+    return Gradients(found, dcovariance, merge(how, rows, scale))

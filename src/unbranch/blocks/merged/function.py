@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unbranch.blocks.merged.fold import Branch, Fold, fold, unfold
+from unbranch.blocks.merged.fold import Fold, fold, through, unfold
 from unbranch.blocks.merged.precision import full_precision
 from unbranch.blocks.merged.windows import Windows
 
 Reader = Callable[[Tensor, Tensor | None], Windows]
-"""Windows of a tensor, for a shift that is known already or for one to be chosen."""
+"""Windows of a tensor, for a mean that is known already or to be found."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +28,8 @@ class Call:
 class Merged(torch.autograd.Function):
     """y = w . (p - m) + beta with w and m from the batch (``fold``); of the batch only the input is kept.
 
-    dp = w^T g + dm / M + 2 dS (p - m) / M. Returns y and, for each norm, the mean and the variance (over M) of what it would have seen.
+    dp = w^T g + dm / M + 2 dS (p - m) / M. Returns y and the mean and the variance (over M) of what each norm would
+    have seen, (G, terms, O).
     """
 
     @staticmethod
@@ -37,22 +38,23 @@ class Merged(torch.autograd.Function):
         y = torch.empty(call.shape, dtype=x.dtype, device=x.device, memory_format=call.layout)
         with full_precision(x.device):
             windows = call.read(x, None)
-            mean, covariance = windows.moments()
-            made = fold(call.how, mean, covariance, windows.shift, parameters)
-            weight = made.weight.to(x.dtype)
+            covariance = windows.covariance()
+            made = fold(call.how, windows.mean, covariance, parameters)
             pixels = y.movedim(1, -1)
             direct = pixels.is_contiguous()
             rows = (pixels if direct else torch.empty(pixels.shape, dtype=x.dtype, device=x.device)).flatten(
                 0, -2
             )
-            windows.convolve(weight, made.offset.to(x.dtype), rows)
+            windows.convolve(made.weight, made.offset, rows)
             if not direct:
                 pixels.copy_(rows.view(pixels.shape))
-        ctx.mark_non_differentiable(*made.means, *made.variances)
-        kept = [t for b in made.branches for t in (b.rows, b.seen, b.inverse, b.scale)]
-        ctx.save_for_backward(x, windows.shift, mean, weight, *kept)
+        ctx.mark_non_differentiable(made.mean, made.variance)
+        # The smaller of S w and S: the other follows.
+        ctx.keeps_covariance = covariance.numel() < made.seen.numel()
+        kept = covariance if ctx.keeps_covariance else made.seen
+        ctx.save_for_backward(x, windows.mean, kept, made.inverse, *parameters)
         ctx.call = call
-        return y, *made.means, *made.variances
+        return y, made.mean, made.variance
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -61,20 +63,19 @@ class Merged(torch.autograd.Function):
             raise RuntimeError(
                 "merged branches have no second derivative: for create_graph=True make the blocks with training='branches'"
             )
-        x, shift, mean, weight, *kept = ctx.saved_tensors
-        branches = [Branch(*kept[i : i + 4]) for i in range(0, len(kept), 4)]
+        x, mean, kept, inverse, *parameters = ctx.saved_tensors
+        how: Fold = ctx.call.how
         g = grads[0].movedim(1, -1).flatten(0, -2)
         with full_precision(x.device):
-            windows = ctx.call.read(x, shift)
+            windows = ctx.call.read(x, mean)
             product, total = (part.to(mean.dtype) for part in windows.kernel_grad(g))
-            product = product - total.unsqueeze(2) * mean.unsqueeze(1)
-            through = ctx.needs_input_grad[0]
-            found = unfold(ctx.call.how, branches, product, total, through, ctx.needs_input_grad[2:])
+            seen = through(how.rows(parameters, mean), kept) if ctx.keeps_covariance else kept
+            needed = (ctx.needs_input_grad[0], *ctx.needs_input_grad[2:])
+            found = unfold(how, parameters, seen, inverse, product, total, needed)
             dx = None
             if found.covariance is not None:
                 quadratic = found.covariance * (2 / windows.count)
-                dmean = -(total.unsqueeze(1) @ weight.to(mean.dtype)).squeeze(1)
-                constant = dmean / windows.count - (quadratic @ mean.unsqueeze(2)).squeeze(2)
-                dx = windows.input_grad(g, weight, constant.to(x.dtype), quadratic.to(x.dtype))
-        like = zip(found.parameters, ctx.call.how.parameters(), strict=True)
+                dmean = -(total.unsqueeze(1) @ found.weight).squeeze(1)
+                dx = windows.input_grad(g, found.weight, dmean / windows.count, quadratic)
+        like = zip(found.parameters, parameters, strict=True)
         return dx, None, *(None if d is None or p is None else d.to(p.dtype) for d, p in like)

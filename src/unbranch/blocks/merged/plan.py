@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from unbranch.blocks.merged import compiled
+from unbranch.blocks.merged.cost import cost
 from unbranch.blocks.merged.fold import Fold
 from unbranch.blocks.merged.terms import Apart, Term, any_global_hook, plain, read_term
 
@@ -89,18 +90,19 @@ def _choose(terms: tuple[Term, ...], apart: dict[str, str], x: Tensor, training:
     """The widest road that is there and pays."""
     refused: dict[str, str] = {}
     for road, some in _roads(terms, x):
-        why = _refusal(road, some, x, training)
+        others = [t.name for t in terms if t not in some and t.weight is not None] + list(apart)
+        why = _refusal(road, some, x, training, bool(others))
         if why is None:
             names = tuple(term.name for term in some)
             rest = {t.name: refused.get(t.name, "no other branch is like it") for t in terms if t not in some}
             return TrainingPlan(names, road, {**apart, **rest}, _fold(some, x.shape[1]))
-        refused = {term.name: why for term in some} | refused
+        refused |= {t.name: f"{refused[t.name]}; {why}" if t.name in refused else why for t in some}
     lonely = {t.name: refused.get(t.name, "no other branch is like it") for t in terms}
     return TrainingPlan((), None, {**apart, **lonely})
 
 
 def _roads(terms: tuple[Term, ...], x: Tensor) -> list[tuple[Road, tuple[Term, ...]]]:
-    """Sets of two or more terms that read one window, the widest first."""
+    """Sets of terms that read one window, the widest first."""
     found: list[tuple[Road, tuple[Term, ...]]] = []
     kernels = [term for term in terms if term.weight is not None]
     widest = max(kernels, key=lambda t: prod(t.size), default=None)
@@ -113,7 +115,7 @@ def _roads(terms: tuple[Term, ...], x: Tensor) -> list[tuple[Road, tuple[Term, .
     some = tuple(term for term in pointwise if first is None or _fits(term, first, x))
     single = first is None or first.groups == x.shape[1] == first.norm.num_features
     found.append(("channelwise" if single else "pointwise", some))
-    return [(road, some) for road, some in found if len(some) > 1]
+    return [(road, some) for road, some in found if some]
 
 
 def _fits(term: Term, window: Term, x: Tensor) -> bool:
@@ -135,9 +137,13 @@ def _fits(term: Term, window: Term, x: Tensor) -> bool:
     return True
 
 
-def _refusal(road: Road, terms: tuple[Term, ...], x: Tensor, training: Training) -> str | None:
-    """Why this road is not taken; None where it is."""
+def _refusal(
+    road: Road, terms: tuple[Term, ...], x: Tensor, training: Training, keeps_other: bool
+) -> str | None:
+    """Why this road is not taken; None where it is. A lone 1x1 kernel saves its output beside another convolution, and only there."""
     window = max(terms, key=lambda t: prod(t.size))
+    if len(terms) == 1 and not (road == "pointwise" and keeps_other):
+        return "no other branch is like it"
     outputs = len(x) * prod(window.out_size(tuple(x.shape[2:])))
     if outputs < 2:
         return "one value for a channel has no variance"
@@ -147,7 +153,7 @@ def _refusal(road: Road, terms: tuple[Term, ...], x: Tensor, training: Training)
         return _uncompiled(window, x)
     if road == "channelwise" or training == "merged":
         return None
-    return _unprofitable(road, terms, window, outputs, x)
+    return _unprofitable(road, terms, window, outputs, x, keeps_other)
 
 
 def _uncompiled(window: Term, x: Tensor) -> str | None:
@@ -158,20 +164,20 @@ def _uncompiled(window: Term, x: Tensor) -> str | None:
     return compiled.unavailable()
 
 
-def _unprofitable(road: Road, terms: tuple[Term, ...], window: Term, outputs: int, x: Tensor) -> str | None:
-    """2 M C^2 + 2 B C_out C^2 multiply-adds for the moments and their use, against 3 (B - 1) M C C_out for B - 1 convolutions more."""
-    out, count = window.norm.num_features, len(terms)
+def _unprofitable(
+    road: Road, terms: tuple[Term, ...], window: Term, outputs: int, x: Tensor, keeps_other: bool
+) -> str | None:
     depth = x.shape[1] // window.groups * prod(window.size)
-    if road == "patches" and depth > out:
-        return f"{depth} values in a patch are more to keep than {out} outputs"
-    costs = 2 * outputs * depth**2 * window.groups + 2 * count * out * depth**2
-    saves = 3 * (count - 1) * outputs * depth * out
-    if costs < saves:
+    if road == "patches" and depth > window.norm.num_features:
+        return f"{depth} values in a patch are more to keep than {window.norm.num_features} outputs"
+    found = cost(terms, window, outputs, x.shape[1], keeps_other)
+    if found.pays:
         return None
-    return f"merging would cost {costs:.2e} multiply-adds to save {saves:.2e}"
+    return f"merging would cost {found.adds:.2e} multiply-adds to save {found.saves:.2e}"
 
 
 def _fold(terms: tuple[Term, ...], channels: int) -> Fold:
     window = max(terms, key=lambda t: prod(t.size))
+    terms = tuple(sorted(terms, key=lambda t: t.weight is None))
     groups = next((term.groups for term in terms if term.weight is not None), channels)
     return Fold(terms, groups, window.size, window.stride, window.dilation, window.before, window.after)

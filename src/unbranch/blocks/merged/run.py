@@ -22,10 +22,11 @@ def run_merged(plan: TrainingPlan, x: Tensor) -> Tensor:
     data, read = _windows(plan, fold, x)
     out = fold.terms[0].out_size(tuple(x.shape[2:]))
     shape = (len(x), fold.terms[0].norm.num_features, *out)
-    y, *seen = Merged.apply(data, Call(read, fold, shape, layout_of(x)), *fold.parameters())
+    y, mean, variance = Merged.apply(data, Call(read, fold, shape, layout_of(x)), *fold.parameters())
     count = len(x) * prod(out)
+    variance = variance * (count / (count - 1))
     for i, term in enumerate(fold.terms):
-        track(term.norm, seen[i], seen[i + len(fold.terms)] * (count / (count - 1)))
+        track(term.norm, mean[:, i].flatten(), variance[:, i].flatten())
     return y
 
 
@@ -44,11 +45,11 @@ def _windows(plan: TrainingPlan, fold: Fold, x: Tensor) -> tuple[Tensor, Reader]
             out=(*ones, *fold.terms[0].out_size(tuple(x.shape[2:]))),
         )
         pictures = x.movedim(1, -1).contiguous().view(len(x), *size, -1)
-        return pictures, lambda data, shift: Depthwise(data, taps, shift)
+        return pictures, lambda data, mean: Depthwise(data, taps, mean)
     rows = _patches(fold, x)
     if plan.road == "channelwise":
         return rows, Channels
-    return rows, lambda data, shift: Rows(data, fold.groups, shift)
+    return rows, lambda data, mean: Rows(data, fold.groups, mean)
 
 
 def _patches(fold: Fold, x: Tensor) -> Tensor:

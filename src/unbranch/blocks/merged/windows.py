@@ -1,6 +1,6 @@
 """Sums over all windows of a batch, and convolutions of them: rows of a matrix, single channels, or depthwise windows compiled.
 
-Patches come with a constant ``shift`` off, on which no derivative depends: so small variances beside large means keep their digits.
+Patches come with their mean off, so that small variances beside large means keep their digits.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,8 @@ FEW, PART = 32, 256
 class Windows(Protocol):
     """What the merged convolution asks of a batch's patches p, M of them, each G groups of D values from which O outputs are made.
 
-    Shapes: mean, constant (G, D), covariance and quadratic (G, D, D), weight (G, O, D), offset (G, O).
+    Shapes: mean, constant (G, D), covariance and quadratic (G, D, D), weight (G, O, D), offset (G, O). Made for the input alone, or for
+    the input and the mean that was found of it before.
     """
 
     @property
@@ -25,46 +26,38 @@ class Windows(Protocol):
         ...
 
     @property
-    def shift(self) -> Tensor:
-        """What was taken off, (G, D)."""
+    def mean(self) -> Tensor:
+        """m, the mean of p over M."""
         ...
 
-    def moments(self) -> tuple[Tensor, Tensor]:
-        """Mean and covariance, over M, of p - shift."""
+    def covariance(self) -> Tensor:
+        """Of p, over M."""
         ...
 
     def convolve(self, weight: Tensor, offset: Tensor, out: Tensor) -> None:
-        """weight . (p - shift) + offset, into ``out``, (M, G * O)."""
+        """weight . (p - m) + offset, into ``out``, (M, G * O)."""
         ...
 
     def kernel_grad(self, g: Tensor) -> tuple[Tensor, Tensor]:
-        """sum g (p - shift) and sum g, over M; g is (M, G * O)."""
+        """sum g (p - m) and sum g, over M; g is (M, G * O)."""
         ...
 
     def input_grad(self, g: Tensor, weight: Tensor, constant: Tensor, quadratic: Tensor) -> Tensor:
-        """weight g + constant + quadratic . (p - shift), added up where windows overlap."""
+        """weight g + constant + quadratic . (p - m), added up where windows overlap."""
         ...
-
-
-def sampled_mean(rows: Tensor) -> Tensor:
-    """A cheap guess at the mean of the rows, (M, C) -> (C)."""
-    return rows[:: max(1, len(rows) // SAMPLES)].mean(0)
 
 
 class Rows:
     """Patches (M, G * D), a batch of matrix products for each sum."""
 
-    def __init__(self, patches: Tensor, groups: int, shift: Tensor | None = None) -> None:
+    def __init__(self, patches: Tensor, groups: int, mean: Tensor | None = None) -> None:
         self.count, self.groups = len(patches), groups
-        flat = sampled_mean(patches) if shift is None else shift.flatten()
-        self.shift = flat.view(groups, -1)
-        self.centred = self._by_group(patches - flat)
+        self.mean = patches.mean(0).view(groups, -1) if mean is None else mean
+        self.centred = self._by_group(patches - self.mean.flatten())
 
-    def moments(self) -> tuple[Tensor, Tensor]:
-        """C^T C / M less the mean's square."""
-        mean = self.centred.mean(1)
-        square = mean.unsqueeze(2) * mean.unsqueeze(1)
-        return mean, square.baddbmm_(self.centred.mT, self.centred, beta=-1, alpha=1 / self.count)
+    def covariance(self) -> Tensor:
+        """C^T C / M."""
+        return (self.centred.mT @ self.centred).div_(self.count)
 
     def convolve(self, weight: Tensor, offset: Tensor, out: Tensor) -> None:
         """One product."""
@@ -78,8 +71,10 @@ class Rows:
         by_group, total = self._by_group(g), g.sum(0).view(self.groups, -1)
         if self.centred.shape[2] > FEW:
             return by_group.mT @ self.centred, total
-        parts = zip(by_group.split(PART, 1), self.centred.split(PART, 1), strict=True)
-        return torch.stack([a.mT @ b for a, b in parts]).sum(0, dtype=torch.float64), total
+        whole = self.count // PART * PART
+        ours, theirs = (t[:, :whole].unflatten(1, (-1, PART)) for t in (by_group, self.centred))
+        rest = by_group[:, whole:].mT @ self.centred[:, whole:]
+        return (ours.mT @ theirs).sum(1, dtype=torch.float64) + rest, total
 
     def input_grad(self, g: Tensor, weight: Tensor, constant: Tensor, quadratic: Tensor) -> Tensor:
         """Two products, the second added to the first."""
@@ -96,19 +91,19 @@ class Rows:
 class Channels:
     """Patches of one value for each channel, (M, C): sums channel by channel, small ones in float64."""
 
-    def __init__(self, patches: Tensor, shift: Tensor | None = None) -> None:
-        self.count, self.patches = len(patches), patches
-        self.shift = sampled_mean(patches).unsqueeze(1) if shift is None else shift
-        self.centred = patches - self.shift.flatten()
+    def __init__(self, patches: Tensor, mean: Tensor | None = None) -> None:
+        self.count = len(patches)
+        self.mean = patches.mean(0).double().unsqueeze(1) if mean is None else mean
+        self.centred = patches - self.mean.flatten().to(patches.dtype)
 
-    def moments(self) -> tuple[Tensor, Tensor]:
+    def covariance(self) -> Tensor:
         """Variances."""
-        variance, mean = torch.var_mean(self.centred, 0, correction=0)
-        return mean.double().unsqueeze(1), variance.double().view(-1, 1, 1)
+        return self.centred.square().mean(0).double().view(-1, 1, 1)
 
     def convolve(self, weight: Tensor, offset: Tensor, out: Tensor) -> None:
         """A scale and a shift."""
-        torch.addcmul(offset.flatten(), self.centred, weight.flatten(), out=out)
+        scale, bias = (t.flatten().to(out.dtype) for t in (weight, offset))
+        torch.addcmul(bias, self.centred, scale, out=out)
 
     def kernel_grad(self, g: Tensor) -> tuple[Tensor, Tensor]:
         """Channel by channel."""
@@ -116,8 +111,8 @@ class Channels:
 
     def input_grad(self, g: Tensor, weight: Tensor, constant: Tensor, quadratic: Tensor) -> Tensor:
         """Two scales and a shift."""
-        held = torch.addcmul(constant.flatten(), self.centred, quadratic.flatten())
-        return held.addcmul_(g, weight.flatten())
+        scale, bias, slope = (t.flatten().to(g.dtype) for t in (weight, constant, quadratic))
+        return torch.addcmul(bias, self.centred, slope).addcmul_(g, scale)
 
 
 @dataclass(frozen=True)
@@ -136,34 +131,44 @@ class Taps:
 
 
 class Depthwise:
-    """Windows of a picture (N, H, W, C), channels apart, by the compiled kernels; sums in float64, (C, D)."""
+    """Windows of a picture (N, H, W, C), channels apart, by the compiled kernels; sums in float64, (C, D).
 
-    def __init__(self, pictures: Tensor, taps: Taps, shift: Tensor | None = None) -> None:
-        self.pictures, self.taps = pictures, taps
+    The kernels take one number off each channel, which is near the means of all taps; what is left of these is ``_rest``.
+    """
+
+    def __init__(self, pictures: Tensor, taps: Taps, mean: Tensor | None = None) -> None:
+        self.taps = taps
         self.count = len(pictures) * taps.out[0] * taps.out[1]
-        self.depth = taps.kernel[0] * taps.kernel[1]
-        one = sampled_mean(pictures.flatten(0, 2)) if shift is None else shift[:, 0].to(pictures.dtype)
-        self.shift = one.unsqueeze(1).expand(-1, self.depth)
-        self._given = (pictures, one.contiguous())
+        flat = pictures.flatten(0, 2)
+        shift = flat[:: max(1, len(flat) // SAMPLES)].mean(0) if mean is None else mean.mean(1).to(flat.dtype)
+        self._given = (pictures, shift)
+        if mean is None:
+            depth = taps.kernel[0] * taps.kernel[1]
+            sums = torch.ops.unbranch.moments(*self._given, *taps.lists()).T.contiguous()
+            self._rest, self._second = sums[:, :depth], sums[:, depth:].unflatten(1, (depth, depth))
+            self.mean = self._rest + shift.unsqueeze(1)
+        else:
+            self._rest, self.mean = mean - shift.unsqueeze(1), mean
 
-    def moments(self) -> tuple[Tensor, Tensor]:
-        """Means of taps and of products of taps."""
-        sums = torch.ops.unbranch.moments(*self._given, *self.taps.lists()).T.contiguous()
-        mean, second = sums[:, : self.depth], sums[:, self.depth :].unflatten(1, (self.depth, self.depth))
-        return mean, second - mean.unsqueeze(2) * mean.unsqueeze(1)
+    def covariance(self) -> Tensor:
+        """Means of products of taps, less the products of their means."""
+        return self._second - self._rest.unsqueeze(2) * self._rest.unsqueeze(1)
 
     def convolve(self, weight: Tensor, offset: Tensor, out: Tensor) -> None:
         """One pass."""
-        kernel = weight.squeeze(1).T.contiguous()
-        torch.ops.unbranch.convolve(*self._given, kernel, offset.flatten(), out, *self.taps.lists())
+        kernel = weight.squeeze(1)
+        bias = offset.flatten() - (kernel * self._rest).sum(1)
+        by_tap = (t.to(out.dtype).contiguous() for t in (kernel.T, bias))
+        torch.ops.unbranch.convolve(*self._given, *by_tap, out, *self.taps.lists())
 
     def kernel_grad(self, g: Tensor) -> tuple[Tensor, Tensor]:
         """One pass."""
         sums = torch.ops.unbranch.kernel_grad(*self._given, g.contiguous(), *self.taps.lists()).T
-        return sums[:, :-1].unsqueeze(1), sums[:, -1:]
+        total = sums[:, -1:]
+        return (sums[:, :-1] - total * self._rest).unsqueeze(1), total
 
     def input_grad(self, g: Tensor, weight: Tensor, constant: Tensor, quadratic: Tensor) -> Tensor:
         """One pass."""
-        by_tap = (weight.squeeze(1), constant, quadratic.flatten(1))
-        kernels = [part.T.contiguous() for part in by_tap]
-        return torch.ops.unbranch.input_grad(*self._given, g.contiguous(), *kernels, *self.taps.lists())
+        constant = constant - (quadratic * self._rest.unsqueeze(1)).sum(2)
+        by_tap = (t.T.to(g.dtype).contiguous() for t in (weight.squeeze(1), constant, quadratic.flatten(1)))
+        return torch.ops.unbranch.input_grad(*self._given, g.contiguous(), *by_tap, *self.taps.lists())

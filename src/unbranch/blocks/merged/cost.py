@@ -1,0 +1,52 @@
+"""What merging costs and what it saves, in multiply-adds, so that ``training="auto"`` merges where it pays.
+
+What is no product counts as the multiply-adds that take as long, of float32 in matrices on one core of a CPU with AVX-512.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+
+from unbranch.blocks.merged.terms import Term
+
+NORM = 90
+"""A batch norm and its place in the sum, for each value: forward and backward."""
+PASS = 8
+"""A value of the input read, made less by its mean and written."""
+ENTRY = 280
+"""An entry of a kernel on the window: the fold and its gradients, products aside."""
+KEPT = 350
+"""A value that is not kept for backward, of those that the plain network does not keep either."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Multiply-adds of a training step that merging adds and that it saves; ``memory`` is what it may cost for memory's sake."""
+
+    adds: float
+    saves: float
+    memory: float
+
+    @property
+    def pays(self) -> bool:
+        """Whether merging is the better bargain."""
+        return self.adds < self.saves + self.memory
+
+
+def cost(terms: Sequence[Term], window: Term, outputs: int, channels: int, keeps_other: bool) -> Cost:
+    """Of merging ``terms`` on ``window``, for M ``outputs`` in all pictures; ``keeps_other``: another convolution stays beside them.
+
+    With B kernels, T norms, G groups of D values in a patch and C_out outputs, moments and their use in backward take 2 M G D^2, the fold
+    and its gradients 2 B C_out D^2; B - 1 convolutions less save 3 (B - 1) M D C_out, or fewer where they have fewer taps.
+    """
+    out = window.norm.num_features
+    inner = channels // window.groups
+    depth = inner * prod(window.size)
+    taps = [prod(term.size) for term in terms if term.weight is not None]
+    kernels = len(taps)
+    moments = outputs * depth * window.groups * (2 * depth + 2 * PASS)
+    folding = kernels * out * depth * (2 * depth + ENTRY)
+    convolutions = 3 * outputs * inner * (sum(taps) - prod(window.size)) * out
+    norms = NORM * len(terms) * outputs * out
+    more_kept = kernels - (0 if keeps_other else 1)
+    return Cost(moments + folding, convolutions + norms, KEPT * more_kept * outputs * out)
