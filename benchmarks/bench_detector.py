@@ -118,6 +118,8 @@ def main() -> None:
     planes = [plane for plane in planes if plane.shape == planes[0].shape]
     print(f"{len(planes)} of {len(pictures)} pictures, of {planes[0].shape[1]}x{planes[0].shape[2]}")
     found = agreements(forms, planes)
+    if not found["torch", "before"].boxes:
+        parser.error(f"{asked.weights}: finds nothing on these pictures, so nothing can be compared")
     times = benchmark(
         before,
         forms["after"],
