@@ -57,9 +57,7 @@ def _carried_bias(bias: Tensor, second: Affine) -> Tensor:
 def _composed_weight(first: Affine, second: Affine, geometry: Geometry) -> Tensor:
     """Accumulate, tap by tap of the smaller kernel, the products of the two kernels on the common lattice."""
     multiply = _channel_product(first, second)
-    groups = geometry.groups
-    shape = (groups, geometry.out_channels // groups, geometry.in_channels // groups, *geometry.kernel)
-    weight = torch.zeros(shape, dtype=first.weight.dtype, device=first.weight.device)
+    weight = _zeros_like(geometry, first.weight)
     for tap in product(*(range(k) for k in second.kernel)):
         at = []
         for t, k1, d1, s1, d2, step in zip(
@@ -104,16 +102,28 @@ def add(*parts: Affine) -> Affine:
     geometry = add_geometry([part.geometry for part in parts])
     weights = [_regroup_weight(part.weight, geometry.groups) for part in parts]
     whole = [weight for weight in weights if weight.shape[3:] == geometry.kernel]
+    rest = [
+        (p, weight) for p, weight in zip(parts, weights, strict=True) if weight.shape[3:] != geometry.kernel
+    ]
     total = (
-        sum(whole[1:], whole[0]) if whole else weights[0].new_zeros((*weights[0].shape[:3], *geometry.kernel))
+        whole[0] + whole[1]
+        if len(whole) > 1
+        else whole[0].clone()
+        if whole
+        else _zeros_like(geometry, weights[0])
     )
-    if 0 < len(whole) < len(parts):
-        total = total.clone()
-    for part, weight in zip(parts, weights, strict=True):
-        if weight.shape[3:] != geometry.kernel:
-            total[(..., *taps_within(part.geometry, geometry))] += weight
+    for weight in whole[2:]:
+        total += weight
+    for part, weight in rest:
+        total[(..., *taps_within(part.geometry, geometry))] += weight
     biases = [part.bias for part in parts if part.bias is not None]
     return Affine.of(geometry, total, sum(biases[1:], biases[0]) if biases else None)
+
+
+def _zeros_like(geometry: Geometry, weight: Tensor) -> Tensor:
+    """A weight of the geometry's shape, all zeros, of the kind that ``weight`` is."""
+    g = geometry
+    return weight.new_zeros((g.groups, g.out_channels // g.groups, g.in_channels // g.groups, *g.kernel))
 
 
 def concat(*parts: Affine) -> Affine:

@@ -1,9 +1,9 @@
 """What is known of a value: it is this affine map of that earlier value."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import TypeAlias
+from typing import Self, TypeAlias
 
 import torch
 
@@ -62,7 +62,8 @@ class Fact:
             if self.rule is None:
                 known = _identity(self.geometry.in_channels, self.geometry.rank).to(device)
             else:
-                known = self.rule(*[part._evaluated(device, memo) for part in self.parts])
+                parts = self.rule.terms if isinstance(self.rule, Summing) else self.parts
+                known = self.rule(*[part._evaluated(device, memo) for part in parts])
             memo[id(self)] = known
         return known
 
@@ -104,14 +105,33 @@ def composing(second: Affine) -> Callable[[Affine], Affine]:
     return lambda first: chained(first, second)
 
 
-def summing(factors: tuple[float, ...]) -> Callable[..., Affine]:
-    """The rule that adds its parts, each with its factor."""
+MOST_TERMS = 32
+"""Sums of sums are added up in one go, as long as they have no more terms than this."""
 
-    def rule(*parts: Affine) -> Affine:
+
+@dataclass(frozen=True, eq=False)
+class Summing:
+    """The rule that adds its terms, each with its factor; the terms of the sums among a sum's parts are its own."""
+
+    terms: tuple[Fact, ...]
+    factors: tuple[float, ...]
+
+    @classmethod
+    def of(cls, parts: Sequence[Fact], factors: Sequence[float]) -> Self:
+        """The rule of a sum of ``parts``."""
+        terms: list[tuple[Fact, float]] = []
+        for part, factor in zip(parts, factors, strict=True):
+            inner = part.rule
+            if isinstance(inner, Summing) and len(inner.terms) + len(terms) < MOST_TERMS:
+                terms += zip(inner.terms, (factor * f for f in inner.factors), strict=True)
+            else:
+                terms.append((part, factor))
+        return cls(tuple(part for part, _ in terms), tuple(factor for _, factor in terms))
+
+    def __call__(self, *parts: Affine) -> Affine:
+        """The sum."""
         wide = (part.to(torch.float64) for part in parts)
-        return add(*(part if f == 1 else _times(part, f) for part, f in zip(wide, factors, strict=True)))
-
-    return rule
+        return add(*(part if f == 1 else _times(part, f) for part, f in zip(wide, self.factors, strict=True)))
 
 
 def _times(part: Affine, factor: float) -> Affine:

@@ -22,13 +22,13 @@ from unbranch.fold.border import Border, per_channel
 from unbranch.fold.facts import (
     Fact,
     Rule,
+    Summing,
     chained,
     composing,
     identity_fact,
     padding_with_bias,
     selecting,
     stacking,
-    summing,
     unchanged,
 )
 from unbranch.fold.graph import Graph, Node
@@ -223,7 +223,7 @@ def _summed(inputs: list[Fact], record: Sum) -> _Step:
     if head.layout is not None:
         raise NotLinear("a sum of values whose elements stand in another arrangement")
     geometry = add_geometry([fact.geometry for fact in inputs])
-    return _Step(geometry, tuple(inputs), summing(record.factors))
+    return _Step(geometry, tuple(inputs), Summing.of(inputs, record.factors))
 
 
 def _joined(inputs: list[Fact], axis: int) -> _Step:
