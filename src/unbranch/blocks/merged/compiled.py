@@ -15,7 +15,8 @@ import torch
 
 log = logging.getLogger(__name__)
 
-SOURCE = Path(__file__).with_name("depthwise.cpp")
+SOURCES = Path(__file__).with_name("kernels")
+SOURCE = SOURCES / "depthwise.cpp"
 OFF = "UNBRANCH_COMPILE"
 """Set to 0, nothing is compiled."""
 FOLDER = "UNBRANCH_CACHE"
@@ -50,7 +51,8 @@ def target() -> Path:
         if named
         else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "unbranch"
     )
-    facts = [SOURCE.read_text(encoding="utf-8"), torch.__version__, *flags(), _compiler() or "", _processor()]
+    sources = [path.read_text(encoding="utf-8") for path in sorted(SOURCES.glob("*.[hc]*"))]
+    facts = [*sources, torch.__version__, *flags(), _compiler() or "", _processor()]
     return base / f"depthwise-{hashlib.sha256(repr(facts).encode()).hexdigest()[:16]}.so"
 
 

@@ -52,21 +52,34 @@ class Fold:
 
     def rows(self, parameters: Sequence[Tensor | None], like: Tensor) -> Tensor:
         """The kernels on the window, of all terms that are not bare."""
-        written = len(self.terms) - self.bare
-        kernels = [self._rows(i, parameters[3 * i], like) for i in range(written)]
+        kernels = parameters[: 3 * (len(self.terms) - self.bare) : 3]
         if not kernels:
             return like.new_zeros(self.groups, 0, self.outputs, like.shape[-1])
-        return torch.stack(kernels, 1) if written > 1 else kernels[0].unsqueeze(1)
+        found, start = [], 0
+        for stop in range(1, len(kernels) + 1):
+            if stop == len(kernels) or not self._alike(start, stop):
+                found.append(self._rows(start, kernels[start:stop], like))
+                start = stop
+        rows = torch.cat(found) if len(found) > 1 else found[0]
+        return rows.transpose(0, 1).contiguous()
 
-    def _rows(self, index: int, weight: Tensor | None, like: Tensor) -> Tensor:
-        if weight is None:
-            weight = torch.eye(self.outputs, dtype=like.dtype, device=like.device).repeat(self.groups, 1)
-            weight = weight.view(*weight.shape, *(1,) * len(self.size))
-        margins = self._margins(self.terms[index])
-        weight = weight.detach().to(like.dtype)
+    def _alike(self, one: int, other: int) -> bool:
+        """Whether two terms' kernels are of one size, in one place on the window."""
+        a, b = self.terms[one], self.terms[other]
+        return (a.weight is None) == (b.weight is None) and (a.size, a.before) == (b.size, b.before)
+
+    def _rows(self, first: int, kernels: Sequence[Tensor | None], like: Tensor) -> Tensor:
+        """Of alike terms, the first of them given: (terms, G, O, D)."""
+        written = [kernel for kernel in kernels if kernel is not None]
+        if written:
+            weight = torch.stack(written).to(like.dtype)
+        else:
+            weight = torch.eye(self.outputs, dtype=like.dtype, device=like.device)
+            weight = weight.repeat(len(kernels), self.groups, 1)[(..., *(None,) * len(self.size))]
+        margins = self._margins(self.terms[first])
         if any(margins):
             weight = nn.functional.pad(weight, margins)
-        return weight.reshape(self.groups, self.outputs, -1)
+        return weight.reshape(len(kernels), self.groups, self.outputs, -1)
 
     def kernel_of(self, index: int, rows: Tensor) -> Tensor:
         """The part of the window that is the term's own kernel, in the kernel's shape: ``rows`` (G, O, D) backwards."""
@@ -78,9 +91,9 @@ class Fold:
 
     def by_term(self, parameters: Sequence[Tensor | None], missing: float, like: Tensor) -> Tensor:
         """A parameter (C_out) of each term, as (G, terms, O); ``missing`` where there is none."""
-        shape = (self.groups, self.outputs)
-        each = [like.new_full(shape, missing) if p is None else p.detach().view(shape) for p in parameters]
-        return torch.stack(each, 1).to(like.dtype)
+        shape = (self.groups * self.outputs,)
+        each = [like.new_full(shape, missing) if p is None else p.to(like.dtype) for p in parameters]
+        return torch.stack(each).view(len(each), self.groups, self.outputs).transpose(0, 1)
 
     def _margins(self, term: Term) -> list[int]:
         """Taps of the window before and after the term's own, the last axis first."""
@@ -150,8 +163,12 @@ def unfold(
     kernel_grad: Tensor,
     total: Tensor,
     needed: Sequence[bool],
+    like: torch.dtype,
 ) -> Gradients:
-    """The gradients, for A (G, O, D) and B (G, O); ``needed`` says of the input, then of each parameter, whether its own is wanted."""
+    """The gradients, for A (G, O, D) and B (G, O), the parameters' as ``like``.
+
+    ``needed`` says of the input, then of each parameter, whether its own is wanted.
+    """
     rows = how.rows(parameters, kernel_grad)
     scale = inverse * how.by_term(parameters[1::3], 1.0, inverse)
     drawn = (kernel_grad.unsqueeze(1) * rows).sum(-1)
@@ -161,16 +178,15 @@ def unfold(
     dvariance = scale * inverse.square() * drawn * -0.5
     written = rows.shape[1]
     own = dvariance[:, :written].unsqueeze(3)
-    found: list[Tensor | None] = []
+    drows = kernel_grad.unsqueeze(1) * scale[:, :written].unsqueeze(3)
+    drows = drows.addcmul_(seen, own, value=2).transpose(0, 1).to(like).contiguous()
     # Copies: gradients that share memory would be clipped twice.
-    dgamma, dbeta = inverse * drawn, total.unsqueeze(1).repeat(1, len(how.terms), 1)
+    dgamma, dbeta = (t.transpose(0, 1).to(like).flatten(1) for t in (inverse * drawn, total.unsqueeze(1)))
+    found: list[Tensor | None] = []
     for i in range(len(how.terms)):
         kernel, gamma, beta = needed[1 + 3 * i : 4 + 3 * i]
-        drows = None
-        if kernel:
-            drows = kernel_grad * scale[:, i].unsqueeze(2)
-            drows = how.kernel_of(i, drows.addcmul_(seen[:, i], own[:, i], value=2))
-        found += [drows, dgamma[:, i].flatten() if gamma else None, dbeta[:, i].flatten() if beta else None]
+        found.append(how.kernel_of(i, drows[i]) if kernel else None)
+        found += [dgamma[i] if gamma else None, dbeta[0].clone() if beta else None]
     dcovariance = None
     if needed[0]:
         dcovariance = rows.flatten(1, 2).mT @ (rows * own).flatten(1, 2)

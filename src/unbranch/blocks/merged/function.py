@@ -71,11 +71,10 @@ class Merged(torch.autograd.Function):
             product, total = (part.to(mean.dtype) for part in windows.kernel_grad(g))
             seen = through(how.rows(parameters, mean), kept) if ctx.keeps_covariance else kept
             needed = (ctx.needs_input_grad[0], *ctx.needs_input_grad[2:])
-            found = unfold(how, parameters, seen, inverse, product, total, needed)
+            found = unfold(how, parameters, seen, inverse, product, total, needed, x.dtype)
             dx = None
             if found.covariance is not None:
                 quadratic = found.covariance * (2 / windows.count)
                 dmean = -(total.unsqueeze(1) @ found.weight).squeeze(1)
                 dx = windows.input_grad(g, found.weight, dmean / windows.count, quadratic)
-        like = zip(found.parameters, parameters, strict=True)
-        return dx, None, *(None if d is None or p is None else d.to(p.dtype) for d, p in like)
+        return dx, None, *found.parameters
