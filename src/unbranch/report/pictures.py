@@ -31,7 +31,7 @@ def draw_kernels(
     Above, the first `channels` output channels (down) by input channels (across), k x k weights each; below,
     channel `zoomed` to itself with its numbers. Blue is negative, red positive, on one scale.
     """
-    figure = _figure(11.0, 5.2)
+    figure = figure_of(11.0, 5.2)
     panels = {**branches, "the one kernel": kernel}
     # Few weights are the largest: a scale that most of the kernel's weights fill shows the rest too.
     limit = max(float(kernel[:channels, :channels].abs().quantile(0.97)), 1e-12)
@@ -64,7 +64,7 @@ def draw_kernels(
                 -0.12, 0.5, sign, transform=above.transAxes, fontsize=22, ha="center", va="center", color=INK
             )
     figure.text(0.04, 0.93, title, fontsize=13, weight="bold", color=INK)
-    _save(figure, target)
+    save_figure(figure, target)
 
 
 def _mosaic(part: Float[Tensor, "out in_ k k"]) -> np.ndarray:
@@ -99,7 +99,7 @@ def draw_predictions(
 ) -> None:
     """Each picture with the class that is likeliest and its probability, as a PNG; a wrong one says the truth in red."""
     rows = -(-len(pictures) // columns)
-    figure = _figure(1.05 * columns, 1.38 * rows + 0.5)
+    figure = figure_of(1.05 * columns, 1.38 * rows + 0.5)
     top = 1 - 0.62 / (1.38 * rows + 0.5)
     grid = figure.add_gridspec(
         rows, columns, hspace=0.42, wspace=0.1, left=0.01, right=0.99, top=top, bottom=0.06 / rows
@@ -117,12 +117,12 @@ def draw_predictions(
     figure.text(
         0.01, 1 - 0.3 / (1.38 * rows + 0.5), title, fontsize=12, weight="bold", color=INK, va="center"
     )
-    _save(figure, target)
+    save_figure(figure, target)
 
 
 def draw_times(times: Mapping[str, Paired], target: Path, title: str = "") -> None:
     """Milliseconds before and after in each runtime, the quartiles as whiskers, and the ratio, as a PNG."""
-    figure = _figure(7.5, 0.9 * len(times) + 1.0)
+    figure = figure_of(7.5, 0.9 * len(times) + 1.0)
     axes = figure.add_axes((0.17, 0.28 / len(times), 0.76, 1 - 0.95 / (0.9 * len(times) + 1.0)))
     longest = max(paired.before_quartiles[1] for paired in times.values())
     for row, (runtime, paired) in enumerate(times.items()):
@@ -165,10 +165,11 @@ def draw_times(times: Mapping[str, Paired], target: Path, title: str = "") -> No
     figure.text(
         0.02, 1 - 0.3 / (0.9 * len(times) + 1.0), title, fontsize=12, weight="bold", color=INK, va="center"
     )
-    _save(figure, target)
+    save_figure(figure, target)
 
 
-def _figure(width: float, height: float) -> Any:
+def figure_of(width: float, height: float) -> Any:
+    """A white figure of that size, in inches."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), dpi=120, facecolor="white")
@@ -182,6 +183,7 @@ def _bare(axes: Any, colour: str, width: float) -> None:
         side.set_linewidth(width)
 
 
-def _save(figure: Any, target: Path) -> None:
+def save_figure(figure: Any, target: Path) -> None:
+    """Write it, whole or not at all."""
     with replacing(target) as part:
         figure.savefig(part)
