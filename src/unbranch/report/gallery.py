@@ -66,11 +66,12 @@ def page(kinds: Sequence[type[Block]]) -> str:
 
 
 def _signature(kind: type[Block]) -> str:
+    """How it is called; what all blocks take is left to ``**options``."""
+    shared = {*BlockOptions.__annotations__, "recipe"}
     parameters = inspect.signature(kind).parameters.values()
-    given = [p for p in parameters if p.kind is not inspect.Parameter.VAR_KEYWORD]
-    texts = [p.name if p.default is p.empty else f"{p.name}={p.default!r}" for p in given]
-    options = [] if len(given) == len(parameters) else ["**options"]
-    return f"({', '.join(texts + options)})"
+    own = [p for p in parameters if p.name not in shared and p.kind is not inspect.Parameter.VAR_KEYWORD]
+    texts = [p.name if p.default is p.empty else f"{p.name}={p.default!r}" for p in own]
+    return f"({', '.join(texts if len(own) == len(parameters) else [*texts, '**options'])})"
 
 
 def draw_block(block: Block, target: Path) -> None:
