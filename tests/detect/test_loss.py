@@ -5,10 +5,12 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from torchvision.ops import complete_box_iou_loss
 
 from unbranch.detect.assign import assign, fits
 from unbranch.detect.errors import InputError
-from unbranch.detect.loss import DetectionLoss, Gains, scaled_gains
+from unbranch.detect.loss import DetectionLoss, Gains, complete_iou, scaled_gains
+from unbranch.detect.nms import corners
 from unbranch.detect.recipe import Recipe
 
 ANCHORS = torch.tensor([[[10.0, 13.0], [16.0, 30.0]], [[30.0, 61.0], [62.0, 45.0]]], dtype=torch.float64)
@@ -228,3 +230,30 @@ def test_auxiliary_maps_weigh_a_quarter() -> None:
     expected = [a + 0.25 * b for a, b in zip(plain, slow_loss(extra, targets), strict=True)]
     assert found.parts.tolist() == pytest.approx(expected, rel=1e-6)
     assert found.total.item() == pytest.approx(2 * sum(expected), rel=1e-6)
+
+
+def test_iou_of_ordinary_boxes_is_the_published_one(generator: torch.Generator) -> None:
+    found, wanted = (
+        torch.cat(
+            (60 * torch.rand(500, 2, generator=generator), 1 + 50 * torch.rand(500, 2, generator=generator)),
+            1,
+        )
+        for _ in range(2)
+    )
+    published = 1 - complete_box_iou_loss(corners(found.double()), corners(wanted.double()))
+    assert (complete_iou(found.double(), wanted.double()) - published).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("logit", [-5.0, -8.0, -12.0, -30.0, -80.0, -300.0])
+def test_boxes_that_collapsed_teach_finite_gradients(logit: float, generator: torch.Generator) -> None:
+    """Sides so small that corners far from the origin coincide in single precision."""
+    maps = [raw.float() for raw in drawn_maps(generator, 1, 2)]
+    maps[0][..., 3] = maps[1][..., 2] = logit
+    maps[1][..., 3] = logit
+    leaves = [raw.requires_grad_() for raw in maps]
+    targets = drawn_targets(generator, 12, 1, 2).float()
+    losses = DetectionLoss(ANCHORS.float(), STRIDES.float(), GAINS)(leaves, targets)
+    losses.total.backward()
+    for raw in leaves:
+        assert raw.grad is not None
+        assert bool(raw.grad.isfinite().all())

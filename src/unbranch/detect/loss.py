@@ -9,6 +9,7 @@ A cell's objectness is taught the CIoU of the box it predicts, 0 where it has no
 has several. Sources: YOLOv5, release 6; CIoU: Zheng et al., Distance-IoU loss, AAAI 2020.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -17,7 +18,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.ops import complete_box_iou_loss
 
 from unbranch.detect.assign import Matches, assign
 from unbranch.detect.errors import InputError
@@ -41,6 +41,10 @@ BALANCE = {3: (4.0, 1.0, 0.4), 4: (4.0, 1.0, 0.25, 0.06)}
 
 AUXILIARY = 0.25
 """How much an auxiliary level weighs beside the level of its stride."""
+
+
+TINY = 1e-9
+"""Pixels, or their square, below which a box has no shape."""
 
 
 class Losses(NamedTuple):
@@ -129,7 +133,7 @@ class DetectionLoss:
             cell = torch.stack((at.column, at.row), 1)
             centre = (p[:, :2] * 2 - 0.5 + cell) * stride
             sides = (p[:, 2:4] * 2) ** 2 * self.anchors[level][at.anchor]
-            error = complete_box_iou_loss(corners(torch.cat((centre, sides), 1)), corners(wanted[:, 2:6]))
+            error = 1 - complete_iou(torch.cat((centre, sides), 1), wanted[:, 2:6])
             box = error.sum() / matches
             taught = _greatest(taught, at, (1 - error.detach()).clamp(min=0))
             if raw.shape[-1] > 6:
@@ -139,6 +143,31 @@ class DetectionLoss:
         objectness = F.binary_cross_entropy_with_logits(raw[..., 4], taught, reduction="sum") / cells
         gains = self.gains
         return torch.stack((gains.box * box, gains.objectness[level] * objectness, gains.classes * classes))
+
+
+def complete_iou(found: Float[Tensor, "k 4"], wanted: Float[Tensor, "k 4"]) -> Float[Tensor, " k"]:
+    """CIoU of paired boxes (x, y, w, h), with finite gradients for sides as small as floats can be:
+
+        IoU - d² / c² - v² / (1 - IoU + v),    v = (4 / π²) (atan(w / h) - atan(w' / h'))²
+
+    d: distance of the centres; c: diagonal of the box around both; v / (1 - IoU + v) is a weight without a
+    gradient. The sides come as they are, since those of corners, once subtracted, can be 0, which has no angle.
+
+    Example:
+        >>> box = torch.tensor([[10.0, 10.0, 4.0, 2.0]])
+        >>> complete_iou(box, box)
+        tensor([1.0000])
+    """
+    a, b = corners(found), corners(wanted)
+    shared = (torch.minimum(a[:, 2:], b[:, 2:]) - torch.maximum(a[:, :2], b[:, :2])).clamp(min=0).prod(1)
+    iou = shared / (found[:, 2:].prod(1) + wanted[:, 2:].prod(1) - shared + TINY)
+    around = torch.maximum(a[:, 2:], b[:, 2:]) - torch.minimum(a[:, :2], b[:, :2])
+    apart = (found[:, :2] - wanted[:, :2]).square().sum(1) / (around.square().sum(1) + TINY)
+    angles = [torch.atan2(*box[:, 2:].clamp(min=TINY).unbind(1)) for box in (found, wanted)]
+    v = 4 / math.pi**2 * (angles[0] - angles[1]).square()
+    with torch.no_grad():
+        weight = v / (1 - iou + v + TINY)
+    return iou - apart - weight * v
 
 
 def _greatest(taught: Tensor, at: Matches, quality: Tensor) -> Tensor:
