@@ -9,6 +9,7 @@ channels permuted.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
+from math import prod
 from typing import Self
 
 from unbranch.affine import NotLinear
@@ -33,6 +34,11 @@ class Layout:
     def is_original(self) -> bool:
         """Every axis is where it was."""
         return self == Layout.original(self.shape)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The tensor's own shape."""
+        return tuple(prod(size for _, _, size in axis) for axis in self.axes)
 
     def permute(self, order: Sequence[int]) -> Self:
         """The axes in another order."""

@@ -36,7 +36,7 @@ class Costs(Protocol):
         ...
 
     def ops(self, fact: Fact) -> int:
-        """How many ops would be written for it, the views behind it aside."""
+        """How many ops would be written for it, the views that are repeated behind it included."""
         ...
 
 
@@ -45,12 +45,12 @@ class WorkCosts:
     """The default: multiply-adds + kappa * elements moved, from the shapes alone.
 
     ``extra`` adds what a front end must put beside the convolution, such as a padding that its layer cannot do itself; ``made`` counts
-    the ops that it then writes.
+    the ops that it then writes, the views behind them included.
     """
 
     graph: Graph
     extra: Callable[[Fact], float] = lambda fact: 0.0
-    made: Callable[[Fact], int] = lambda fact: 1
+    made: Callable[[Fact], int] = lambda fact: 1 + len(fact.pending)
     known: dict[int, float] = field(default_factory=dict)
     unit: str = "work"
 
@@ -210,7 +210,7 @@ class _Planner:
         if not self._closed(fact) or not self._has_channels(fact):
             return None
         # Views that the value still stands in are repeated behind the convolution, so they are ops of either way.
-        choice = Choice(self.costs.region(fact), self.costs.ops(fact) + len(fact.pending), (fact,))
+        choice = Choice(self.costs.region(fact), self.costs.ops(fact), (fact,))
         if not choice.beats(best):
             if not choice.costs_as(best) and not best.regions:
                 more = f"{100 * (choice.work / best.work - 1):.0f} % more {self.costs.unit}"

@@ -147,7 +147,7 @@ def costs_of(
     runtime: str,
     graph: Graph,
     extra: Callable[[Fact], float],
-    made: Callable[[Fact], int] = lambda fact: 1,
+    made: Callable[[Fact], int] = lambda fact: 1 + len(fact.pending),
 ) -> Costs:
     """What the planner compares by: ``"work"``, with a front end's ``extra`` and ``made``, or ``"measure"`` in a runtime.
 

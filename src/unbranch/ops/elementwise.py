@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from unbranch.affine import Affine, NotLinear
-from unbranch.ops.table import Argument, Map, Operand, Record, Sum, along_axis, operand, reads
+from unbranch.ops.table import Argument, Identity, Map, Operand, Record, Sum, along_axis, operand, reads
 
 Number = int | float
 
@@ -29,15 +29,17 @@ class ScaleShift(Map):
         return Affine.diagonal(scale.expand(channels), shift, rank=0)
 
 
-def scaled(value: Operand, factor: Any) -> ScaleShift:
+def scaled(value: Operand, factor: Any) -> Record:
     """``factor * value``."""
     axis, numbers = _constant(factor, value)
-    return ScaleShift(numbers, None, axis)
+    return Identity() if bool((numbers == 1).all()) else ScaleShift(numbers, None, axis)
 
 
-def shifted(value: Operand, offset: Any, sign: Number = 1) -> ScaleShift:
+def shifted(value: Operand, offset: Any, sign: Number = 1) -> Record:
     """``sign * value + offset``."""
     axis, numbers = _constant(offset, value)
+    if sign == 1 and not numbers.any():
+        return Identity()
     scale = None if sign == 1 else torch.full((1,), sign, dtype=torch.float64)
     return ScaleShift(scale, numbers, axis)
 
@@ -55,7 +57,7 @@ def combined(a: Any, b: Any, fa: Number, fb: Number) -> Record:
     raise NotLinear("a sum that does not depend on the input")
 
 
-def product(a: Any, b: Any) -> ScaleShift:
+def product(a: Any, b: Any) -> Record:
     """``a * b``, where exactly one of them depends on the input."""
     if isinstance(a, Operand) and isinstance(b, Operand):
         raise NotLinear("a product of two values")
@@ -64,7 +66,7 @@ def product(a: Any, b: Any) -> ScaleShift:
     return scaled(operand(b, "the product"), a)
 
 
-def quotient(a: Any, b: Any) -> ScaleShift:
+def quotient(a: Any, b: Any) -> Record:
     """``a / b`` with a constant ``b``."""
     if isinstance(b, Operand):
         raise NotLinear("a division by a value")

@@ -244,6 +244,11 @@ def along_axis(tensor: Tensor, shape: tuple[int, ...]) -> tuple[int | None, Tens
     if any(tensor.shape[i - lead] != shape[i] for i in varying):
         raise NotLinear(f"a constant of shape {tuple(tensor.shape)} broadcasts a value of shape {shape}")
     if len(varying) > 1:
+        for axis in range(tensor.ndim):
+            first = tensor.narrow(axis, 0, 1)
+            tensor = first if bool((tensor == first).all()) else tensor
+        varying = [lead + i for i, n in enumerate(tensor.shape) if n != 1]
+    if len(varying) > 1:
         raise NotLinear(
             f"a constant of shape {tuple(tensor.shape)} differs from position to position of a value {shape}"
         )

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from math import prod
 
 import onnx_ir as ir
@@ -11,6 +12,8 @@ from torch import Tensor
 
 from unbranch.affine import ELEMENT, Affine, Geometry, NotLinear
 from unbranch.fold.facts import Fact
+from unbranch.fold.graph import Graph
+from unbranch.ops import Reshape
 
 _PAD_MODES = {"zeros": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
 _WRAP_SINCE = 19
@@ -66,12 +69,13 @@ def _of_sum(elements: int) -> float:
     return (1 + 2 * ELEMENT) * elements
 
 
-def nodes_made(fact: Fact) -> int:
-    """How many nodes `emit` makes of it."""
+def nodes_written(graph: Graph, fact: Fact) -> int:
+    """How many nodes it takes, the views behind them included; reshapes one after the other become one."""
     g, kind = fact.geometry, kind_of(fact)
-    if kind in ("Mul", "MatMul"):
-        return 1 + g.biased
-    return 1 + (kind == "Conv" and _padded_beside(g))
+    views = [isinstance(graph.nodes[index].records[0], Reshape) for index in fact.pending]
+    repeated = sum(a and b for a, b in pairwise(views))
+    beside = g.biased if kind in ("Mul", "MatMul") else kind == "Conv" and _padded_beside(g)
+    return 1 + beside + len(views) - repeated
 
 
 def _padded_beside(g: Geometry) -> bool:
@@ -120,16 +124,26 @@ Constant = Callable[[Tensor, str], ir.Value]
 
 
 def _constant(made: Emitted, tensor: Tensor, name: str) -> ir.Value:
-    data = TorchTensor(tensor, name)
-    value = ir.Value(
-        name=name, type=ir.TensorType(data.dtype), shape=ir.Shape(tuple(tensor.shape)), const_value=data
-    )
+    value = _named(tensor, name)
     made.constants.append(value)
     return value
 
 
+def _named(tensor: Tensor, name: str) -> ir.Value:
+    data = TorchTensor(tensor, name)
+    return ir.Value(
+        name=name, type=ir.TensorType(data.dtype), shape=ir.Shape(tuple(tensor.shape)), const_value=data
+    )
+
+
+def integers(numbers: list[int], name: str) -> ir.Value:
+    """A constant of sizes or axes."""
+    return _named(torch.tensor(numbers, dtype=torch.int64), name)
+
+
 def _integers(made: Emitted, numbers: list[int], name: str) -> ir.Value:
-    return _constant(made, torch.tensor(numbers, dtype=torch.int64), name)
+    made.constants.append(integers(numbers, name))
+    return made.constants[-1]
 
 
 def _node(

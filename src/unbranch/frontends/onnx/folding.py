@@ -26,6 +26,7 @@ from unbranch.frontends.onnx.reading import Reading, main_node, read_graph
 from unbranch.frontends.onnx.sizes import SizeReaders
 from unbranch.frontends.onnx.standins import stand_ins
 from unbranch.frontends.onnx.sweep import Sweep
+from unbranch.frontends.onnx.views import Views
 from unbranch.frontends.onnx.writing import Writer
 from unbranch.ops import TABLE, Concat, Map, Pad, Reshape, Slice, Sum, Take, Write
 
@@ -47,7 +48,7 @@ class Folding:
     def run(self, applied: bool) -> Report:
         """Rewrite the model and say what was done, or, with ``applied`` False, what would be."""
         reading, before = self.readings[0], parameters(self.model)
-        writer = Writer(self.model, reading, SizeReaders(self.free, self.sweeps))
+        writer = Writer(self.model, reading, SizeReaders(self.free, self.sweeps), Views(self.readings))
         folded, after = [], totals(reading.graph, reading.graph.nodes, before)
         start = after
         for fact in self.plan.regions:
@@ -59,10 +60,13 @@ class Folding:
             added = replace(totals_of_map(fact), ops=made)
             after = after + Totals(added.ops - removed.ops, added.multiply_adds - removed.multiply_adds)
             folded.append(Folded(place, str(fact.geometry), kind_of(fact), removed, added, name))
-        writer.finish()
+        spared = writer.finish()
         folded.reverse()
-        after = replace(after, parameters=parameters(self.model))
-        return Report(start, after, tuple(folded), tuple(self._refused()), self.notes, applied)
+        after = replace(after, ops=after.ops - spared, parameters=parameters(self.model))
+        notes = self.notes
+        if spared:
+            notes += (f"nodes that only rearranged values, or changed nothing, and are not needed: {spared}",)
+        return Report(start, after, tuple(folded), tuple(self._refused()), notes, applied)
 
     def _refused(self) -> list[Refused]:
         """What the plan left alone, and the ops that would be linear but for the way they are used."""

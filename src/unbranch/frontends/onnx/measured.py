@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from unbranch.affine import Affine
 from unbranch.fold.facts import Fact
 from unbranch.fold.graph import Node
 from unbranch.fold.plan import Costs, WorkCosts
-from unbranch.frontends.onnx.emit import Emitted, emit, extra_work, nodes_made
+from unbranch.frontends.onnx.emit import Emitted, emit, extra_work, nodes_written
 from unbranch.frontends.onnx.reading import Reading
 from unbranch.frontends.onnx.sweep import Sweep
 from unbranch.runtimes.sessions import onnx_runtime, openvino
@@ -33,7 +34,7 @@ def costs_of(cost: str, runtime: str, model: ir.Model, reading: Reading, sweep: 
         ValueError: an unknown cost, or a runtime that runs no ONNX files.
     """
     if cost == "work":
-        return WorkCosts(reading.graph, extra_work, nodes_made)
+        return WorkCosts(reading.graph, extra_work, partial(nodes_written, reading.graph))
     if cost != "measure":
         raise ValueError(f"cost={cost!r} is neither 'work' nor 'measure'")
     if runtime not in RUNTIMES:

@@ -7,16 +7,17 @@ import onnx_ir as ir
 
 from unbranch.fold.facts import Fact
 from unbranch.frontends.onnx.checking import name_of
-from unbranch.frontends.onnx.emit import emit
+from unbranch.frontends.onnx.emit import emit, integers
 from unbranch.frontends.onnx.reading import Reading, main_node
 from unbranch.frontends.onnx.sizes import SizeReaders, inner_values
+from unbranch.frontends.onnx.views import HANDED_ON, Step, Views
 
 
 class Writer:
     """Replaces regions one by one, the last in the graph first."""
 
-    def __init__(self, model: ir.Model, reading: Reading, sizes: SizeReaders) -> None:
-        self.graph, self.reading, self.sizes = model.graph, reading, sizes
+    def __init__(self, model: ir.Model, reading: Reading, sizes: SizeReaders, views: Views) -> None:
+        self.graph, self.reading, self.sizes, self.views = model.graph, reading, sizes, views
         self.names = set(_names(model.graph))
         self.vanished: list[ir.Value] = []
 
@@ -39,19 +40,28 @@ class Writer:
         self.vanished += [value, *inner_values(fact, self.reading)]
         return len(made.nodes)
 
-    def finish(self) -> None:
-        """Take out the old nodes, then every constant that has lost its readers."""
+    def finish(self) -> int:
+        """Take out the old nodes, put views in order, then take out every constant that has lost its readers.
+
+        How many nodes that move something the order of the views has saved.
+        """
         if not self.vanished:
-            return
+            return 0
         self._drop_dead()
         readers = [node for value in self.vanished for node in value.consumers()]
         for node in list(self.sizes.computed_from_size(readers)):
             self._pin(node)
         self._drop_dead()
+        before = list(self.graph)
+        self.views.tidy(self.graph, self._view)
+        self._drop_dead()
+        after = set(self.graph)
+        spared = [node for node in before if node not in after and self.views.moves_something(node)]
         inputs = set(self.graph.inputs)
         for name, value in list(self.graph.initializers.items()):
             if value not in inputs and not value.uses() and not value.is_graph_output():
                 del self.graph.initializers[name]
+        return len(spared) - sum(node.op_type not in HANDED_ON for node in after.difference(before))
 
     def _unique(self, name: str) -> str:
         candidate, number = name, 1
@@ -77,7 +87,30 @@ class Writer:
             value = node.outputs[0]
             value.type = old.outputs[0].type
             nodes.append(node)
+            self.views.repeated(old, node)
         return nodes
+
+    def _view(self, old: ir.Value, source: ir.Value, steps: list[Step]) -> ir.Value:
+        """``old`` as a few views of ``source``."""
+        producer = old.producer()
+        assert producer is not None
+        value = source
+        for kind, numbers in steps:
+            name = self._unique(f"{name_of(producer)}.view")
+            if kind == "Reshape":
+                shape = integers(numbers, f"{name}.shape")
+                self.graph.register_initializer(shape)
+                node = ir.node("Reshape", [value, shape], name=name)
+            else:
+                node = ir.node(kind, [value], attributes={"perm": numbers} if numbers else {}, name=name)
+            self.graph.insert_before(producer, node)
+            value = node.outputs[0]
+            value.type = source.type
+        if value is source:
+            old.replace_all_uses_with(source)
+        else:
+            self._take_over(old, value)
+        return value
 
     def _take_over(self, old: ir.Value, new: ir.Value) -> None:
         """``new`` gets everything that was said of ``old``, and its readers."""
