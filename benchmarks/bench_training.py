@@ -5,7 +5,8 @@
 A step is forward, cross entropy, backward and SGD with momentum, on 16 pictures of 128 px in channels-last. The plain network has one
 convolution and one batch norm where the other has a block. `merged` is training="auto" with the compiled depthwise kernels, `torch` the
 same without them, `branches` never merges. All four take a step in turn, ROUNDS times; a ratio is the median over the rounds, with its
-bootstrapped 95 % interval. Kept is what autograd holds for backward, in MiB, parameters and buffers aside.
+bootstrapped 95 % interval; on one thread of the process's own CPU seconds, so that whoever else is on the machine counts less. Kept is
+what autograd holds for backward, in MiB, parameters and buffers aside.
 """
 
 import os
@@ -98,14 +99,15 @@ def compare(network: str, rounds: int) -> dict[str, Any]:
     x = torch.randn(BATCH, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
     x = x.contiguous(memory_format=torch.channels_last)
     labels = torch.arange(BATCH)
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     seconds: dict[str, list[float]] = {form: [] for form in forms}
     for turn in range(-2, rounds):
         order: Sequence[str] = list(forms) if turn % 2 else list(reversed(forms))
         for form in order:
-            start = time.perf_counter()
+            start = clock()
             forms[form].step(x, labels)
             if turn >= 0:
-                seconds[form].append(time.perf_counter() - start)
+                seconds[form].append(clock() - start)
     kept = {form: contender.kept(x) for form, contender in forms.items()}
     times = {
         form: summarize(list(zip(own, seconds["plain"], strict=True))).to_dict()

@@ -13,10 +13,11 @@ NORM = 90
 """A batch norm and its place in the sum, for each value: forward and backward."""
 PASS = 8
 """A value of the input read, made less by its mean and written."""
-ENTRY = 280
+ENTRY = 400
 """An entry of a kernel on the window: the fold and its gradients, products aside."""
-KEPT = 350
-"""A value that is not kept for backward, of those that the plain network does not keep either."""
+KEPT = 420
+"""A value that is not kept for backward, where branches keep more than the plain network does; of one branch only, as more of them save
+work enough."""
 
 
 @dataclass(frozen=True)
@@ -48,5 +49,5 @@ def cost(terms: Sequence[Term], window: Term, outputs: int, channels: int, keeps
     folding = kernels * out * depth * (2 * depth + ENTRY)
     convolutions = 3 * outputs * inner * (sum(taps) - prod(window.size)) * out
     norms = NORM * len(terms) * outputs * out
-    more_kept = kernels - (0 if keeps_other else 1)
+    more_kept = min(1, kernels - (0 if keeps_other else 1))
     return Cost(moments + folding, convolutions + norms, KEPT * more_kept * outputs * out)

@@ -49,8 +49,8 @@ class Merged(torch.autograd.Function):
             if not direct:
                 pixels.copy_(rows.view(pixels.shape))
         ctx.mark_non_differentiable(made.mean, made.variance)
-        # The smaller of S w and S: the other follows.
-        ctx.keeps_covariance = covariance.numel() < made.seen.numel()
+        # S w, or S, from which it follows, where it would be more to keep than a convolution's output.
+        ctx.keeps_covariance = covariance.numel() < made.seen.numel() > y.numel()
         kept = covariance if ctx.keeps_covariance else made.seen
         ctx.save_for_backward(x, windows.mean, kept, made.inverse, *parameters)
         ctx.call = call
