@@ -105,10 +105,11 @@ def test_calibration_keeps_the_function_in_both_modes(
     batch = 2 * torch.randn(16, 3, 33, 31, generator=generator, dtype=torch.float64) + 0.3
     wide = expand(net, recipe, batch, where=where)
     kept = {name: value.clone() for name, value in wide.state_dict().items() if name.startswith("norm")}
-    assert calibrate(wide, [batch[:7], batch[7:]]) >= 2
+    assert calibrate(wide.train(), [batch[:7], batch[7:]]) >= 2
+    assert all(module.training for module in wide.modules())
+    wide.eval()
     assert all(torch.equal(value, wide.state_dict()[name]) for name, value in kept.items())
     assert fold_error(wide(batch), net(batch)) <= 1e-10
-    assert not any(module.training for module in wide.modules())
     limit = 0.15 if recipe == "dbb" else 2e-3  # its border follows the running statistics in training too
     assert fold_error(wide.train()(batch), net.train()(batch)) < limit
 

@@ -1,9 +1,10 @@
 """The one mechanism of every block: branches that are summed, then attention and activation."""
 
+import re
 from collections.abc import Callable, Mapping
 from itertools import chain
 from math import prod
-from typing import TypeAlias, Unpack, no_type_check
+from typing import Any, ClassVar, TypeAlias, Unpack, no_type_check
 
 import torch
 from jaxtyping import Float
@@ -15,6 +16,14 @@ from unbranch.blocks.deployable import Deployable
 from unbranch.blocks.merged import Training, TrainingPlan, check_training, plan_training, run_merged
 from unbranch.blocks.spec import Axes, ConvSpec, SpecOptions
 from unbranch.frontends.modules import to_convolution
+
+_FOLDED = re.compile(r"branches\.(\d+\.|conv\.)?(weight|bias)")
+_OTHER_FORM = {
+    True: "The state dict is in deploy form, one convolution for each block, and the branches cannot be recovered from it: "
+    "call eval() and switch_to_deploy() on the network, then load.",
+    False: "The network is in deploy form and cannot go back to the branches that the state dict holds: load it into the network "
+    "as it is built, then switch_to_deploy().",
+}
 
 
 class Branches(nn.Module):
@@ -86,17 +95,21 @@ class Block(Deployable, nn.Module):
     A recipe makes the branches from a ``ConvSpec``; it holds no fold code: ``switch_to_deploy()`` records the
     ops that the branches run and puts the convolution they amount to in their place.
 
+    A class of blocks names its ``recipe``, or passes one that its own options complete.
+
     Shapes: (N, in_channels, *size) -> (N, out_channels, *ceil(size / stride)).
     Raises ValueError for options that do not make a convolution, with the values.
     """
+
+    recipe: ClassVar[Recipe]
 
     def __init__(
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: Axes,
-        stride: Axes,
-        recipe: Recipe,
+        kernel_size: Axes = 3,
+        stride: Axes = 1,
+        recipe: Recipe | None = None,
         *,
         activation: Activation = "relu",
         se: float | None = None,
@@ -109,12 +122,13 @@ class Block(Deployable, nn.Module):
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.example_size = spec.example_size
-        self.branches: nn.Module = recipe(spec)
+        self.branches: nn.Module = (recipe or type(self).recipe)(spec)
         for module in self.branches.modules():
             if isinstance(module, Sum):
                 module.merging = training
         self.attention = None if se is None else SqueezeExcite(out_channels, se, dims=spec.dims)
         self.activation = activation_layer(activation)
+        self.register_load_state_dict_pre_hook(say_form)
 
     @no_type_check  # a recording would take the check's reading of sizes for ours
     def forward(self, x: Float[Tensor, "n c_in *size"]) -> Float[Tensor, "n c_out *out"]:
@@ -139,3 +153,17 @@ class Block(Deployable, nn.Module):
         )
         shape = (1, self.in_channels, *self.example_size)
         return torch.linspace(-1, 1, prod(shape), dtype=like.dtype, device=like.device).reshape(shape)
+
+
+def say_form(
+    module: nn.Module, state: Mapping[str, Any], prefix: str, _: Any, strict: bool, *said: list[str]
+) -> None:
+    """Before a module with ``branches`` loads a state dict of the other form: say so, once, beside the keys."""
+    below = [name for name in state if name.startswith(f"{prefix}branches.")]
+    if not strict or not below:
+        return
+    own = [name for name, _ in module.named_parameters() if name.startswith("branches.")]
+    folded = all(_FOLDED.fullmatch(name, len(prefix)) for name in below)
+    errors = said[-1]
+    if folded != all(map(_FOLDED.fullmatch, own)) and (text := _OTHER_FORM[folded]) not in errors:
+        errors.append(text)

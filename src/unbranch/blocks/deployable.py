@@ -26,6 +26,10 @@ class Deployable:
         """
         return {}
 
+    def deployed_form(self) -> nn.Module | None:
+        """What stands in this module's own place once it is in deploy form; None where the module itself does."""
+        return None
+
     def switch_to_deploy(self) -> None:
         """Fold each block inside, this module included, to its one convolution: same outputs in eval mode.
 
@@ -46,6 +50,11 @@ class Deployable:
         ]
         for parent, name, child in placed:
             setattr(parent, name, child)
+        for parent in list(self.modules()):
+            for name, child in list(parent.named_children()):
+                form = child.deployed_form() if isinstance(child, Deployable) else None
+                if form is not None:
+                    setattr(parent, name, form)
         if placed:
             log.info("%s: %d parts switched to deploy form", type(self).__name__, len(placed))
         else:

@@ -9,12 +9,15 @@ from torch import Tensor, nn
 
 from unbranch.checkpoints.errors import CheckpointError, summary
 from unbranch.checkpoints.files import read_weights
-from unbranch.checkpoints.match import Reading, Target, forms_in_file, read_as, within
+from unbranch.checkpoints.match import EXPANDED, Reading, Target, forms_in_file, read_as, within
+from unbranch.expand import expand_like_, unchanged_on_error
+from unbranch.frontends.modules import ExampleInputs
 
 _COUNTER = (
     "num_batches_tracked"  # of batch norm: how many batches its statistics saw; outputs do not depend on it
 )
 _SHOWN = 2
+_STATISTICS = "running_mean"
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,7 @@ class LoadResult:
     names: str
     """Whose names the file uses: "our own", "RepVGG's", "MobileOne's" or "timm's"."""
     form: str
-    """"training" or "deploy" where the model has blocks, else empty."""
+    """"training" or "deploy" where the model has blocks, "expanded" where it has layers from `expand_`, else empty."""
     wrapper: str
     """Where in the file the weights lay, such as "state_dict_ema"; empty for a plain state dict."""
     dtypes: tuple[str, ...]
@@ -36,6 +39,8 @@ class LoadResult:
     """The model's keys that were left as the model was built, by ``reinit``."""
     counters: tuple[str, ...]
     """Batch counters that the file lacks and that stay as they are; outputs do not depend on them."""
+    expanded: tuple[str, ...] = ()
+    """Layers of the model that were given branches, because the file has them."""
 
     def __str__(self) -> str:
         how = [f"{self.names} names"]
@@ -43,6 +48,8 @@ class LoadResult:
         how += [f"from {self.wrapper}"] if self.wrapper else []
         how += [" and ".join(self.dtypes)]
         text = f"{self.path}: {len(self.loaded)} tensors loaded ({', '.join(how)})"
+        if self.expanded:
+            text += f"; {len(self.expanded)} layers of the model were given the branches that the file has"
         if self.reinit:
             text += f"; started afresh: {summary(self.reinit)}"
         if self.counters:
@@ -50,12 +57,21 @@ class LoadResult:
         return text
 
 
-def load(model: nn.Module, path: str | PathLike[str], *, reinit: str | Iterable[str] = ()) -> LoadResult:
+def load(
+    model: nn.Module,
+    path: str | PathLike[str],
+    *,
+    reinit: str | Iterable[str] = (),
+    example_inputs: ExampleInputs = None,
+) -> LoadResult:
     """Fill the model from a ``.pth``, ``.pt``, ``.ckpt`` or ``.safetensors`` file: all of it or nothing.
 
     Names of RepVGG's and MobileOne's authors, of timm and our own are understood, in training form or deploy
     form as the model is; so are wrappers (``state_dict``, ``model`` and averaged weights, which are
     preferred), prefixes (``module.`` and the like) and half precision. Nothing in the file is run.
+
+    Weights of an expanded network (`unbranch.expand_`) give a plain model the same branches first, in place; ``example_inputs`` is
+    then what `expand_` asks for. A folded model takes folded weights only: it cannot go back to branches.
 
     ``reinit`` names parts, such as ``["head"]``, that keep the values the model was built with: for another
     number of classes, or for what the model does not have (a pyramid has no head).
@@ -73,13 +89,15 @@ def load(model: nn.Module, path: str | PathLike[str], *, reinit: str | Iterable[
     weights = read_weights(path)
     target = Target.of(model)
     reading = read_as(weights.tensors, target)
-    _check_parts(parts, target, reading)
-    reading = reading.without(parts)
-    _check_forms(path, target, reading)
-    absent = tuple(name for name in target.state if name not in reading.tensors and not within(name, parts))
-    counters = tuple(name for name in absent if name.endswith(_COUNTER))
-    _check_tensors(path, target, reading, tuple(name for name in absent if name not in counters))
-
+    with unchanged_on_error(model):
+        grown = _grown(path, model, reading, example_inputs)
+        target = Target.of(model) if grown else target
+        _check_parts(parts, target, reading)
+        reading = reading.without(parts)
+        _check_forms(path, target, reading)
+        absent = tuple(n for n in target.state if n not in reading.tensors and not within(n, parts))
+        counters = tuple(name for name in absent if name.endswith(_COUNTER))
+        _check_tensors(path, target, reading, tuple(name for name in absent if name not in counters))
     model.load_state_dict(
         model.state_dict() | {target.prefix + name: t for name, t in reading.tensors.items()}
     )
@@ -93,7 +111,18 @@ def load(model: nn.Module, path: str | PathLike[str], *, reinit: str | Iterable[
         loaded=tuple(name for name in target.state if name in reading.tensors),
         reinit=tuple(name for name in target.state if within(name, parts)),
         counters=counters,
+        expanded=grown,
     )
+
+
+def _grown(path: Path, model: nn.Module, reading: Reading, example_inputs: ExampleInputs) -> tuple[str, ...]:
+    """The layers that were given branches, so that the file's have a place."""
+    try:
+        return tuple(expand_like_(model, reading.tensors, example_inputs))
+    except ValueError as error:
+        raise CheckpointError(
+            f"{path}: in expanded form, and the model could not be expanded alike: {error}"
+        ) from error
 
 
 def _check_parts(parts: tuple[str, ...], target: Target, reading: Reading) -> None:
@@ -104,20 +133,63 @@ def _check_parts(parts: tuple[str, ...], target: Target, reading: Reading) -> No
 
 
 def _check_forms(path: Path, target: Target, reading: Reading) -> None:
-    """Tell the other form of the same network from a network that does not fit."""
-    other = [
-        form for block, form in forms_in_file(reading.tensors, target).items() if form != target.blocks[block]
-    ]
-    if "deploy" in other:
-        raise CheckpointError(
-            f"{path}: in deploy form, with one convolution in {other.count('deploy')} blocks whose branches "
-            "cannot be recovered: call model.eval() and model.switch_to_deploy(), then load"
+    """Tell another form of the same network from a network that does not fit."""
+    said = _other_form(target, reading)
+    if said is None:
+        return
+    missing = tuple(name for name in target.state if name not in reading.tensors)
+    left_over = tuple(reading.theirs[name] for name in reading.tensors if name not in target.state)
+    keys = "".join(
+        f"; {what} {len(names)}: {summary(names)}"
+        for what, names in (("missing", missing), ("left over", left_over))
+        if names
+    )
+    raise CheckpointError(f"{path}: {said}{keys}", missing=missing, left_over=left_over)
+
+
+def _other_form(target: Target, reading: Reading) -> str | None:
+    """What form the file is in and what to do, where it is another one than the model's."""
+    forms = forms_in_file(reading.tensors, target)
+    other = {block: form for block, form in forms.items() if form != target.blocks[block]}
+    plain = [layer for layer in target.expanded if f"{layer}.weight" in reading.tensors]
+    if plain:
+        return (
+            f"without branches in {len(plain)} layers that the model has expanded ({summary(plain)}): "
+            "load it into the plain network, then expand_ that"
         )
-    if other:
-        raise CheckpointError(
-            f"{path}: in training form, with branches in {len(other)} blocks that the model has folded: "
+    for form in dict.fromkeys(other.values()):
+        blocks = [block for block in other if other[block] == form]
+        if form == "deploy":
+            return (
+                f"in deploy form, with one convolution in {len(blocks)} blocks whose branches cannot be recovered: "
+                "call model.eval() and model.switch_to_deploy(), then load"
+            )
+        if form == EXPANDED and all(target.blocks[block] == "training" for block in blocks):
+            return (
+                f"in expanded form, of a network that was folded first ({len(blocks)} blocks): "
+                "call model.eval() and model.switch_to_deploy(), then load"
+            )
+        return (
+            f"in {form} form, with branches in {len(blocks)} blocks that the model has folded and cannot get back: "
             "load before switch_to_deploy()"
         )
+    if _is_folded(target, reading):
+        return (
+            "in deploy form, its norms folded into its convolutions and not to be recovered: "
+            "load it into unbranch.reparameterize(model)"
+        )
+    return None
+
+
+def _is_folded(target: Target, reading: Reading) -> bool:
+    """The model has norms and the file none, but biases for the convolutions before them."""
+    norms = [name for name in target.state if name.endswith(_STATISTICS)]
+    extra = [name for name in reading.tensors if name not in target.state]
+    return (
+        bool(norms and extra)
+        and not any(name in reading.tensors for name in norms)
+        and all(name.endswith(".bias") and name[:-4] + "weight" in target.state for name in extra)
+    )
 
 
 def _check_tensors(path: Path, target: Target, reading: Reading, missing: tuple[str, ...]) -> None:

@@ -10,12 +10,14 @@ from torch import Tensor, nn
 from unbranch.blocks import Block, Branches
 from unbranch.checkpoints.dialects import DIALECTS
 from unbranch.checkpoints.files import prefix_lengths
+from unbranch.expand import Expanded
 
 _PARALLEL = (
     "module.",
     "_orig_mod.",
 )  # what DataParallel, DDP and torch.compile put before a model's own keys
 _AVERAGED = "n_averaged"  # torch.optim.swa_utils.AveragedModel's counter, which stands beside its "module."
+EXPANDED = "expanded"
 _FOLDED = re.compile(
     r"(\d+\.|conv\.)?(weight|bias)"
 )  # what a convolution, or a pad and one, keep under "branches."
@@ -23,11 +25,12 @@ _FOLDED = re.compile(
 
 @dataclass(frozen=True)
 class Target:
-    """A model's tensors by name, wrappers' prefixes cut off, and the form of each block by path."""
+    """A model's tensors by name, wrappers' prefixes cut off, the form of each block by path, and the paths of expanded layers."""
 
     state: dict[str, Tensor]
     prefix: str
     blocks: dict[str, str]
+    expanded: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, model: nn.Module) -> "Target":
@@ -35,18 +38,23 @@ class Target:
         state = {key: value for key, value in model.state_dict().items() if isinstance(value, Tensor)}
         *_, cut = prefix_lengths(state, _PARALLEL)
         prefix = next(iter(state), "")[:cut]
-        blocks = {
-            f"{path}.".removeprefix(prefix).removesuffix("."): "training"
-            if isinstance(module.branches, Branches)
-            else "deploy"
+        paths = {
+            f"{path}.".removeprefix(prefix).removesuffix("."): module
             for path, module in model.named_modules()
-            if isinstance(module, Block)
         }
-        return cls({key[cut:]: value for key, value in state.items()}, prefix, blocks)
+        blocks = {path: _form_of(module) for path, module in paths.items() if isinstance(module, Block)}
+        expanded = tuple(
+            path
+            for path, module in paths.items()
+            if isinstance(module, Expanded) and isinstance(module.branches, Branches)
+        )
+        return cls({key[cut:]: value for key, value in state.items()}, prefix, blocks, expanded)
 
     @property
     def form(self) -> str:
-        """``"training"``, ``"deploy"``, ``"mixed"``, or empty for a model without blocks."""
+        """``"expanded"``, ``"training"``, ``"deploy"``, ``"mixed"``, or empty for a model without blocks."""
+        if self.expanded:
+            return EXPANDED
         forms = sorted(set(self.blocks.values()))
         return "mixed" if len(forms) > 1 else "".join(forms)
 
@@ -104,7 +112,17 @@ def forms_in_file(names: Iterable[str], target: Target) -> dict[str, str]:
         found = target.block_of(name)
         if found is not None:
             below[found[0]].append(found[1])
-    return {
-        path: "deploy" if all(_FOLDED.fullmatch(tail) for tail in tails) else "training"
-        for path, tails in below.items()
-    }
+    return {path: _form_in(tails) for path, tails in below.items()}
+
+
+def _form_of(block: Block) -> str:
+    if isinstance(block.branches, Expanded):
+        return EXPANDED
+    return "training" if isinstance(block.branches, Branches) else "deploy"
+
+
+def _form_in(tails: list[str]) -> str:
+    """The form of a block by what it keeps under ``branches.``."""
+    if all(tail.startswith("branches.") for tail in tails):
+        return EXPANDED
+    return "deploy" if all(_FOLDED.fullmatch(tail) for tail in tails) else "training"

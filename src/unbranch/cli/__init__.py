@@ -6,7 +6,19 @@ from typing import Annotated
 import typer
 
 from unbranch import __version__
-from unbranch.cli import bench, demo, detect, explain, export, import_, reparameterize, train, val, verify
+from unbranch.cli import (
+    bench,
+    demo,
+    detect,
+    expand,
+    explain,
+    export,
+    import_,
+    reparameterize,
+    train,
+    val,
+    verify,
+)
 from unbranch.cli.errors import OneLineErrors, show_tracebacks
 
 app = typer.Typer(
@@ -49,6 +61,7 @@ VERBS: dict[str, tuple[str, Callable[..., None]]] = {
     "explain": (FOLDING, explain.command),
     "verify": (FOLDING, verify.command),
     "bench": (FOLDING, bench.command),
+    "expand": (FOLDING, expand.command),
     "demo": (FOLDING, demo.command),
     "train": (DETECTION, train.command),
     "val": (DETECTION, val.command),

@@ -35,6 +35,18 @@ def command(  # noqa: PLR0913 - the options are the interface
         list[str] | None, typer.Option(help="A hyper-parameter, such as mosaic=0.5; may be repeated.")
     ] = None,
     weights: Annotated[str | None, typer.Option(help="Trained weights (.safetensors) to start from.")] = None,
+    expand: Annotated[
+        str | None,
+        typer.Option(
+            help="Give convolutions of the trained weights the branches of a recipe, see unbranch expand --list."
+        ),
+    ] = None,
+    where: Annotated[
+        str | None,
+        typer.Option(
+            help="With --expand: which ones, a glob on their paths, such as '*.bottlenecks.*second*'."
+        ),
+    ] = None,
     precision: Annotated[str | None, typer.Option(help="auto, 32, 16-mixed or bf16-mixed.")] = None,
     accelerator: Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")] = None,
     devices: Annotated[str | None, typer.Option(help="A number, a list such as 0,2, or auto.")] = None,
@@ -68,6 +80,8 @@ def command(  # noqa: PLR0913 - the options are the interface
         "network": pairs(network, "--network") or None,
         "recipe": pairs(recipe, "--recipe") or None,
         "weights": weights,
+        "expand": expand,
+        "where": where,
         "precision": precision,
         "accelerator": accelerator,
         "devices": number(devices),

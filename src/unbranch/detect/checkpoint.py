@@ -13,6 +13,7 @@ from torch import Tensor
 from unbranch.checkpoints import LoadResult, load
 from unbranch.detect.errors import InputError
 from unbranch.detect.files import replacing
+from unbranch.detect.forms import form_of, take_form
 from unbranch.models.yolo import YOLO, build, describe, families
 from unbranch.models.yolo.families import family_of
 from unbranch.models.yolov5 import YOLOv5
@@ -30,10 +31,15 @@ def save(model: YOLO[Any], path: str | os.PathLike[str], extra: Mapping[str, Any
     under another name, then moved there, so a full disk or a kill leaves the old one whole. Raises
     `InputError` where it cannot be written.
     """
+    form = form_of(model)
+    if form == "mixed":
+        raise InputError(
+            f"{path}: some blocks of the network are folded and others are not: fuse() folds the rest"
+        )
     about = {
         "format": FORMAT + family_of(model.description.network).name,
         "version": VERSION,
-        "form": "deploy" if model.deployed else "train",
+        "form": "train" if form == "training" else form,
         "stride": [float(s) for s in model.description.strides],
         "description": model.description.to_dict(),
         "extra": dict(extra or {}),
@@ -49,7 +55,7 @@ def save(model: YOLO[Any], path: str | os.PathLike[str], extra: Mapping[str, Any
 
 
 def load_model(path: str | os.PathLike[str]) -> YOLO[Any]:
-    """The network that `save` wrote, in eval mode, in the form and the dtype that it was saved in.
+    """The network that `save` wrote, in eval mode, in the form (as built, expanded, folded) and the dtype that it was saved in.
 
     Raises `InputError` for a missing or damaged file, one that is not ours, and weights that do not fit their
     description.
@@ -57,12 +63,13 @@ def load_model(path: str | os.PathLike[str]) -> YOLO[Any]:
     about, state = _read(Path(path))
     try:
         model = build(describe(about["description"])).eval()
-        if about["form"] == "deploy":
-            model.fuse()
+        take_form(model, state, str(path))
         floating = {value.dtype for value in state.values() if value.is_floating_point()}
         if len(floating) == 1:
             model.to(floating.pop())
         model.load_state_dict(state)
+    except InputError:
+        raise
     except (ValueError, RuntimeError, TypeError) as error:
         raise InputError(
             f"{path}: its weights do not fit its description: {' '.join(str(error).split())[:300]}"

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from unbranch.detect.checkpoint import load_model
 from unbranch.detect.errors import InputError
+from unbranch.detect.forms import form_of
 from unbranch.models.yolo import YOLO
 from unbranch.runtimes.sessions import openvino_core
 
@@ -195,7 +196,7 @@ def folded_engine(model: YOLO[Any], device: str, where: str) -> TorchEngine:
         return TorchEngine(model, device)
     folded = copy.deepcopy(model).eval().fuse()
     before, after = (sum(p.numel() for p in m.parameters()) for m in (model, folded))
-    note = f"{where}: in training form, folded on loading ({before:,} parameters became {after:,})"
+    note = f"{where}: in {form_of(model)} form, folded on loading ({before:,} parameters became {after:,})"
     return TorchEngine(folded, device, (note,))
 
 

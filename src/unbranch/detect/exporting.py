@@ -22,6 +22,7 @@ from unbranch.detect.checkpoint import load_model
 from unbranch.detect.engines import Output, open_engine
 from unbranch.detect.errors import InputError
 from unbranch.detect.files import replacing
+from unbranch.detect.forms import form_of
 from unbranch.detect.letterbox import fill, network_input, place
 from unbranch.detect.nms import USUAL, Limits
 from unbranch.detect.sources import PictureFile, Source, find, read_picture
@@ -137,9 +138,8 @@ def _folded(weights: YOLO[Any] | str | os.PathLike[str]) -> tuple[YOLO[Any], tup
     network = network.float().cpu().eval()
     if network.deployed:
         return network, ()
-    return network.fuse(), (
-        "the weights were in training form; their branches and norms were folded for this file",
-    )
+    note = f"the weights were in {form_of(network)} form; their branches and norms were folded for this file"
+    return network.fuse(), (note,)
 
 
 def _inputs(plan: Plan, stride: int, pictures: Source | Sequence[Source] | None) -> list[np.ndarray]:

@@ -15,8 +15,8 @@ class Recipe:
     """Hyper-parameters. Fractions unless a unit is named; gains are for 80 classes, 3 levels and 640 pixels.
 
     Source: the low-augmentation settings published with YOLOv5 (release 6). Ours: `optimizer="auto"`
-    (`schedule.choose_optimizer`) and `mosaic_off`, the share of the epochs, at the end, that see whole
-    pictures.
+    (`schedule.choose_optimizer`), `mosaic_off`, the share of the epochs, at the end, that see whole
+    pictures, and `branch_lr`, what the rate of branches that `expand` added is multiplied with.
 
     Raises InputError for a value outside its range.
 
@@ -33,6 +33,7 @@ class Recipe:
     warmup_epochs: float = 3.0
     warmup_momentum: float = 0.8
     warmup_bias_lr: float = 0.1
+    branch_lr: float = 1.0
     nominal_batch: int | None = None
     clip: float = 10.0
     ema_decay: float = 0.9999

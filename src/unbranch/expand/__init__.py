@@ -3,6 +3,17 @@
 from unbranch.expand.calibration import calibrate
 from unbranch.expand.expanded import Expanded
 from unbranch.expand.expansion import Expansion, expand, expand_, parameter_groups
+from unbranch.expand.likeness import expand_like_, unchanged_on_error
 from unbranch.expand.recipes import RECIPES
 
-__all__ = ["RECIPES", "Expanded", "Expansion", "calibrate", "expand", "expand_", "parameter_groups"]
+__all__ = [
+    "RECIPES",
+    "Expanded",
+    "Expansion",
+    "calibrate",
+    "expand",
+    "expand_",
+    "expand_like_",
+    "parameter_groups",
+    "unchanged_on_error",
+]

@@ -1,5 +1,6 @@
 """Make an expanded network the same function in training mode: give its new norms the statistics of real batches."""
 
+import copy
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -143,6 +144,6 @@ def _restate(layer: Expanded, moments: dict[int, _Moments]) -> None:
             seen_variance = seen_variance.clamp_min(0)
             if norm is ends[0]:
                 sample = seen_mean.new_ones((1, len(seen_mean), *(1,) * len(layer.kernel_size)))
-                scale = scale_of(norm, sample.to(norm.weight)).to(seen_mean)
+                scale = scale_of(copy.deepcopy(norm).eval(), sample.to(norm.weight)).to(seen_mean)
                 seen_mean = seen_mean + torch.where(scale == 0, 0.0, (plain.mean.to(mean) - mean) / scale)
         restate(norm, seen_mean, seen_variance)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from unbranch.affine import Affine, NotLinear
 from unbranch.blocks import Branches, ConvSpec, Deployable, Sum
+from unbranch.blocks.block import say_form
 from unbranch.frontends.modules import StandIn, to_affine, to_convolution
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -64,6 +65,7 @@ class Expanded(Deployable, StandIn):
         self.groups, self.padding_mode = spec.groups, spec.padding_mode
         self.transposed, self.output_padding = False, (0,) * spec.dims
         self.example_size = spec.example_size
+        self.register_load_state_dict_pre_hook(say_form)
 
     @no_type_check  # a recording would take the check's reading of sizes for ours
     def forward(self, x: Tensor) -> Tensor:
@@ -75,6 +77,10 @@ class Expanded(Deployable, StandIn):
         if not isinstance(self.branches, Branches):
             return {}
         return {"branches": to_convolution(self.branches, self.example())}
+
+    def deployed_form(self) -> nn.Module | None:
+        """The convolution itself, once the branches have become it."""
+        return None if isinstance(self.branches, Branches) else self.branches
 
     @property
     def weight(self) -> Tensor:

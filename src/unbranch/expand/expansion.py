@@ -184,8 +184,20 @@ def _site_of(layer: nn.Module, folding: Folding) -> Site | None:
 
 def _branches(layer: nn.Module, site: Site | None, folding: Folding, recipe: Recipe) -> Expanded:
     assert isinstance(layer, PLAIN)
-    norm = None if site is None else _norm_of(site)
-    spec = ConvSpec.of(
+    spec = spec_of(layer, None if site is None else _norm_of(site))
+    if site is None:
+        example = torch.zeros((1, layer.in_channels, *spec.example_size)).to(layer.weight)
+        target = to_affine(layer, example)
+    else:
+        target = site.fact.evaluate(folding.recording.graph.device)
+    return expanded(
+        target, spec, recipe(spec), layer.weight.detach(), None if site is None else _end_of(site)
+    )
+
+
+def spec_of(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, norm: Callable[[int], nn.Module] | None) -> ConvSpec:
+    """What the branches of a convolution must amount to; ``norm`` makes theirs."""
+    return ConvSpec.of(
         layer.in_channels,
         layer.out_channels,
         layer.kernel_size,
@@ -195,14 +207,6 @@ def _branches(layer: nn.Module, site: Site | None, folding: Folding, recipe: Rec
         padding_mode=layer.padding_mode,
         norm=norm,
         dims=len(layer.kernel_size),
-    )
-    if site is None:
-        example = torch.zeros((1, layer.in_channels, *spec.example_size)).to(layer.weight)
-        target = to_affine(layer, example)
-    else:
-        target = site.fact.evaluate(folding.recording.graph.device)
-    return expanded(
-        target, spec, recipe(spec), layer.weight.detach(), None if site is None else _end_of(site)
     )
 
 

@@ -7,12 +7,14 @@ from typing import Any
 import lightning
 import torch
 from lightning.fabric.plugins import CheckpointIO
+from torch import Tensor
 
 from unbranch.detect.checkpoint import save
 from unbranch.detect.errors import InputError
 from unbranch.detect.files import replacing
 from unbranch.detect.training.module import KEY, DetectionModule
 
+NETWORK = "network."
 LAST, BEST_WEIGHTS, LAST_WEIGHTS = "last.ckpt", "best.safetensors", "last.safetensors"
 
 
@@ -72,11 +74,19 @@ def training_module(module: lightning.LightningModule) -> DetectionModule:
 def read_last(folder: Path) -> dict[str, Any] | None:
     """Our part of `last.ckpt` in `folder`, None where no epoch was finished. Raises InputError where it is
     damaged."""
+    return _part(folder, KEY) if (folder / LAST).is_file() else None
+
+
+def read_network(folder: Path) -> dict[str, Tensor]:
+    """The tensors of the network in `last.ckpt`, by their own names. Raises InputError where it is damaged."""
+    state = _part(folder, "state_dict")
+    return {name.removeprefix(NETWORK): value for name, value in state.items() if name.startswith(NETWORK)}
+
+
+def _part(folder: Path, key: str) -> dict[str, Any]:
     file = folder / LAST
-    if not file.is_file():
-        return None
     try:
-        return WholeFiles().load_checkpoint(file)[KEY]
+        return WholeFiles().load_checkpoint(file)[key]
     except (RuntimeError, ValueError, KeyError, EOFError, OSError) as error:
         raise InputError(
             f"{file} is damaged ({' '.join(str(error).split())[:120]}); start the training anew"

@@ -22,9 +22,19 @@ from unbranch.detect.data.spec import open_spec
 from unbranch.detect.errors import InputError
 from unbranch.detect.evaluation import validate
 from unbranch.detect.files import replacing
+from unbranch.detect.forms import take_form
 from unbranch.detect.metrics import Metrics
 from unbranch.detect.schedule import Plan
-from unbranch.detect.training.checkpoints import BEST_WEIGHTS, LAST, LAST_WEIGHTS, Keep, WholeFiles, read_last
+from unbranch.detect.training.branches import begin, calibrated
+from unbranch.detect.training.checkpoints import (
+    BEST_WEIGHTS,
+    LAST,
+    LAST_WEIGHTS,
+    Keep,
+    WholeFiles,
+    read_last,
+    read_network,
+)
 from unbranch.detect.training.console import Console, Narrator
 from unbranch.detect.training.data_module import DetectionData, suitable_workers
 from unbranch.detect.training.devices import fast_precision, pick_device
@@ -32,7 +42,6 @@ from unbranch.detect.training.history import History
 from unbranch.detect.training.logs import EventLog, Pictures, require_tensorboard, write_figures
 from unbranch.detect.training.module import DetectionModule
 from unbranch.detect.training.settings import Job, Settings
-from unbranch.detect.training.weights import take_weights
 from unbranch.models.yolo import YOLO, YOLODescription, build, describe
 
 DEFAULT_MODEL = "yolov5n"
@@ -96,14 +105,14 @@ def _new_job(out: Path, data: Any, model: Any, options: Mapping[str, Any]) -> Jo
     if str(model).endswith(".safetensors"):
         settings = replace(settings, weights=str(model))
     described = description_of(model)
-    stride = describe_for(described, open_spec(data).names, settings.network).strides[-1]
+    description = describe_for(described, open_spec(data).names, settings.network)
+    stride = description.strides[-1]
     if settings.size % stride:
         nearest = -(-settings.size // stride) * stride
         raise InputError(
             f"size is {settings.size}; this network needs a multiple of {stride}, such as {nearest}"
         )
-    if settings.weights is not None:
-        load_model(settings.weights)
+    begin(build(description), _source(settings), settings)
     if settings.tensorboard:
         require_tensorboard()
     pick_device(settings.accelerator).ranks(settings.devices, settings.nodes)
@@ -115,6 +124,10 @@ def _new_job(out: Path, data: Any, model: Any, options: Mapping[str, Any]) -> Jo
             raise InputError(f"{out} holds a training already; resume it, or name another folder")
         job.write(out)
     return job
+
+
+def _source(settings: Settings) -> YOLO[Any] | None:
+    return None if settings.weights is None else load_model(settings.weights)
 
 
 def _lasting(data: str | Path | Mapping[str, Any]) -> str | dict[str, Any]:
@@ -172,9 +185,13 @@ def _run(job: Job, out: Path, narrator: Narrator) -> TrainResult:
     torch.manual_seed(settings.seed)
     network = build(describe_for(job.model, train_split.names, settings.network))
     if before is None:
-        if settings.weights is not None:
-            narrator.say(take_weights(network, load_model(settings.weights), settings.weights))
+        narrator.say(*begin(network, _source(settings), settings))
+        if settings.expand is not None:
+            narrator.say(calibrated(network, train_split, settings.batch))
         narrator.say(*_fit_anchors(network, train_split, settings))
+    else:
+        take_form(network, read_network(out), str(out / LAST))
+    network.requires_grad_(True)  # what was folded is to learn again
     about = {"names": list(train_split.names), "size": settings.size, "seed": settings.seed}
     module = DetectionModule(
         network, plan, settings.size, settings.seed, val_split, settings.freeze_norms, about

@@ -23,7 +23,9 @@ class Settings:
 
     epochs; batch: pictures in a batch, over all devices; size: training size in pixels, a multiple of 32;
     seed: every random draw follows from it. network: options of `yolov5`, for example `{"block": "repvgg"}`;
-    weights: a `.safetensors` of ours to start from, as far as its tensors fit. precision: "auto" is mixed
+    weights: a `.safetensors` of ours to start from, as far as its tensors fit. expand: a recipe of
+    `unbranch.expand.RECIPES`, whose branches the weights' convolutions get before they learn on; where: a glob on
+    the paths of those that do, all of more than one tap by default. precision: "auto" is mixed
     where the device computes faster so. accelerator, devices, nodes: as Lightning has them. workers:
     processes that make batches, 0 for none, "auto" for what suits the device. cache: where decoded pictures
     stay: "ram", "disk" (below `cache_folder`), "none", or "auto". patience: epochs without a better result
@@ -43,6 +45,8 @@ class Settings:
     seed: int = 0
     network: Mapping[str, Any] = field(default_factory=dict)
     weights: str | None = None
+    expand: str | None = None
+    where: str | None = None
     precision: Precision = "auto"
     accelerator: str = "auto"
     devices: int | str = "auto"

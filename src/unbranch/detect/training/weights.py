@@ -13,7 +13,7 @@ def take_weights(network: YOLO[Any], source: YOLO[Any], where: str) -> str:
     """Copy every tensor of `source` that `network` has under the same name and shape; say how many in one
     line.
 
-    Anchors are the data set's, so they stay. Raises InputError where nothing fits, as with deployed weights.
+    Anchors are the data set's, so they stay. Raises InputError where nothing fits.
     """
     given, own = source.state_dict(), network.state_dict()
     fitting = [
@@ -22,10 +22,7 @@ def take_weights(network: YOLO[Any], source: YOLO[Any], where: str) -> str:
         if name in given and given[name].shape == own[name].shape and name != "detect.anchors"
     ]
     if not fitting:
-        hint = (
-            "deployed weights cannot be trained with branches" if source.deployed else "it is another network"
-        )
-        raise InputError(f"{where}: none of its tensors fits this network; {hint}")
+        raise InputError(f"{where}: none of its tensors fits this network; it is another network")
     for name in fitting:
         own[name].copy_(given[name])
     return f"{where}: {len(fitting)} of {len(own)} tensors taken"
