@@ -289,14 +289,17 @@ def _is_first() -> bool:
 @contextmanager
 def _quiet_lightning() -> Iterator[None]:
     """Lightning's remarks on devices, workers and modes say nothing that was not decided here."""
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    loggers = [logging.getLogger(f"lightning.{part}") for part in ("pytorch", "fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             for text in (".*does not have many workers.*", ".*in eval mode at the start of training.*",
-                         ".*isinstance.treespec, LeafSpec.*", ".*weights_only. was not set.*"):  # fmt: skip
+                         ".*isinstance.treespec, LeafSpec.*", ".*weights_only. was not set.*",
+                         ".*broadcast_buffers. is deprecated.*"):  # fmt: skip
                 warnings.filterwarnings("ignore", message=text)
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
