@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from unbranch.blocks.merged.fold import Fold
 from unbranch.blocks.merged.function import Call, Merged, Reader
 from unbranch.blocks.merged.plan import TrainingPlan
-from unbranch.blocks.merged.windows import Channels, Depthwise, Rows, Taps
+from unbranch.blocks.merged.windows import Channels, Columns, Depthwise, Rows, Taps
 from unbranch.blocks.pointwise import layout_of, pixels
 from unbranch.ops.batch_norm import track
 
@@ -46,20 +46,20 @@ def _windows(plan: TrainingPlan, fold: Fold, x: Tensor) -> tuple[Tensor, Reader]
         )
         pictures = x.movedim(1, -1).contiguous().view(len(x), *size, -1)
         return pictures, lambda data, mean: Depthwise(data, taps, mean)
-    rows = _patches(fold, x)
+    if any(k > 1 for k in fold.size):
+        return _patches(fold, x), lambda data, mean: Columns(data, fold.groups, mean)
+    # Strided by hand: oneDNN's backward of a strided pointwise convolution crashes on few channels, channels last.
+    rows = pixels(x, fold.stride).movedim(1, -1).flatten(0, -2)
     if plan.road == "channelwise":
         return rows, Channels
     return rows, lambda data, mean: Rows(data, fold.groups, mean)
 
 
 def _patches(fold: Fold, x: Tensor) -> Tensor:
-    """(M, C * taps): every window's values, channels first; a view where windows are single pixels of a channels-last picture."""
+    """(N, C * taps, L): every window's values, channels first, of L windows a picture."""
     dims, axes = len(fold.size), range(2, x.ndim)
-    # Strided by hand: oneDNN's backward of a strided pointwise convolution crashes on few channels, channels last.
-    if all(k == 1 for k in fold.size):
-        return pixels(x, fold.stride).movedim(1, -1).flatten(0, -2)
     padding = [n for pair in zip(reversed(fold.before), reversed(fold.after), strict=True) for n in pair]
-    x = nn.functional.pad(x, padding)
+    x = nn.functional.pad(x.contiguous(), padding)
     for axis, k, s, d in zip(axes, fold.size, fold.stride, fold.dilation, strict=True):
         x = x.unfold(axis, (k - 1) * d + 1, s)[..., ::d]
-    return x.movedim(1, dims + 1).flatten(dims + 1).flatten(0, dims)
+    return x.permute(0, 1, *range(2 + dims, 2 + 2 * dims), *axes).flatten(2 + dims).flatten(1, 1 + dims)

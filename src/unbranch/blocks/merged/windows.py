@@ -88,6 +88,46 @@ class Rows:
         return by_group.transpose(0, 1).reshape(self.count, -1)
 
 
+class Columns:
+    """Patches (N, G * D, L) of N pictures with L windows each, a batch of matrix products for each sum, their parts in float64."""
+
+    def __init__(self, patches: Tensor, groups: int, mean: Tensor | None = None) -> None:
+        self.count = len(patches) * patches.shape[2]
+        self.mean = patches.mean((0, 2)).view(groups, -1) if mean is None else mean
+        self.centred = (patches - self.mean.view(-1, 1)).unflatten(1, (groups, -1))
+
+    def covariance(self) -> Tensor:
+        """C C^T / M."""
+        return self._summed(self.centred @ self.centred.mT).div_(self.count)
+
+    def convolve(self, weight: Tensor, offset: Tensor, out: Tensor) -> None:
+        """One product for each picture and group."""
+        outputs = self._by_group(out)
+        if len(weight) == 1:
+            shared = weight.mT.expand(len(self.centred), -1, -1)
+            torch.baddbmm(offset, self.centred[:, 0].mT, shared, out=outputs[:, 0].mT)
+        else:
+            outputs.copy_(weight @ self.centred).add_(offset.unsqueeze(2))
+
+    def kernel_grad(self, g: Tensor) -> tuple[Tensor, Tensor]:
+        """One product for each."""
+        return self._summed(self._by_group(g) @ self.centred.mT), g.sum(0).view(len(self.mean), -1)
+
+    def input_grad(self, g: Tensor, weight: Tensor, constant: Tensor, quadratic: Tensor) -> Tensor:
+        """Two products for each."""
+        held = (quadratic @ self.centred).add_(weight.mT @ self._by_group(g)).add_(constant.unsqueeze(2))
+        return held.flatten(1, 2)
+
+    def _by_group(self, rows: Tensor) -> Tensor:
+        """(N, G, O, L)."""
+        return rows.view(len(self.centred), -1, len(self.mean), rows.shape[1] // len(self.mean)).permute(
+            0, 2, 3, 1
+        )
+
+    def _summed(self, parts: Tensor) -> Tensor:
+        return parts.sum(0, dtype=torch.float64).to(parts.dtype)
+
+
 class Channels:
     """Patches of one value for each channel, (M, C): sums channel by channel, small ones in float64."""
 
