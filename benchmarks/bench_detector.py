@@ -1,6 +1,6 @@
 """A trained detector before and after folding: the same boxes on every picture of a split, and what it takes.
 
-    python benchmarks/bench_detector.py WEIGHTS DATA [--split test] [--size 320] [--threads 1] [--pairs 60]
+    python benchmarks/bench_detector.py WEIGHTS DATA [--split test] [--size 320] [--confidence 0.25] [--threads 1] [--pairs 60]
 
 Weights are in training form, as `unbranch train` writes them. Both forms run in torch, ONNX Runtime and
 OpenVINO on every picture of the split; the boxes of all six are held against those of the network as it was
@@ -11,7 +11,7 @@ import argparse
 import copy
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from unbranch.detect import load_model
 from unbranch.detect.data import Report, open_spec
 from unbranch.detect.engines import OnnxEngine, OpenVinoEngine
 from unbranch.detect.letterbox import fill, network_input, place
-from unbranch.detect.nms import USUAL, suppress
+from unbranch.detect.nms import USUAL, Limits, suppress
 from unbranch.detect.sources import read_picture
 from unbranch.models.yolo import YOLO
 from unbranch.runtimes.timing import Paired
@@ -77,7 +77,9 @@ def in_torch(network: YOLO[Any]) -> Network:
     return run
 
 
-def agreements(forms: dict[str, YOLO[Any]], planes: list[np.ndarray]) -> dict[tuple[str, str], Agreement]:
+def agreements(
+    forms: dict[str, YOLO[Any]], planes: list[np.ndarray], limits: Limits
+) -> dict[tuple[str, str], Agreement]:
     """For each runtime and form: its boxes beside those of the form `before` in torch."""
     with tempfile.TemporaryDirectory() as folder:
         networks: dict[tuple[str, str], Network] = {}
@@ -89,7 +91,7 @@ def agreements(forms: dict[str, YOLO[Any]], planes: list[np.ndarray]) -> dict[tu
             networks["openvino", form] = OpenVinoEngine(file).run
         found = {key: Agreement() for key in networks}
         for picture in planes:
-            boxes = {key: suppress(run(picture[None]), USUAL)[0] for key, run in networks.items()}
+            boxes = {key: suppress(run(picture[None]), limits)[0] for key, run in networks.items()}
             for key, agreement in found.items():
                 agreement.add(boxes[key], boxes["torch", "before"])
     return found
@@ -104,6 +106,7 @@ def main() -> None:
     parser.add_argument("data", help="a data.yaml, or the folder of a data set")
     parser.add_argument("--split", default="test")
     parser.add_argument("--size", type=int, default=320)
+    parser.add_argument("--confidence", type=float, default=USUAL.confidence)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--pairs", type=int, default=60)
     asked = parser.parse_args()
@@ -117,7 +120,7 @@ def main() -> None:
     planes = [letterboxed(picture, asked.size, before.stride) for picture in pictures]
     planes = [plane for plane in planes if plane.shape == planes[0].shape]
     print(f"{len(planes)} of {len(pictures)} pictures, of {planes[0].shape[1]}x{planes[0].shape[2]}")
-    found = agreements(forms, planes)
+    found = agreements(forms, planes, replace(USUAL, confidence=asked.confidence))
     if not found["torch", "before"].boxes:
         parser.error(f"{asked.weights}: finds nothing on these pictures, so nothing can be compared")
     times = benchmark(
@@ -137,6 +140,7 @@ def main() -> None:
         ],
         {
             "threads_used": asked.threads,
+            "confidence": asked.confidence,
             "size": planes[0].shape[1:],
             "parameters": {form: sum(p.numel() for p in net.parameters()) for form, net in forms.items()},
             "boxes": {f"{runtime} {form}": vars(agreement) for (runtime, form), agreement in found.items()},
