@@ -112,6 +112,11 @@ def test_what_it_left_is_exported_and_trained_on(data: Path, trained: Path, tmp_
     pictures = str(data.parent / "images" / "val")
     written = export(first.best, tmp_path / "a.onnx", pictures=pictures)
     assert "expanded form" in written.notes[0]
+    weights = export(first.best, tmp_path / "folded.safetensors", pictures=pictures)
+    assert "expanded form" in weights.notes[0]
+    assert form_in(weights.path) == "deploy"
+    with pytest.raises(InputError, match="would take the place of the weights themselves"):
+        export(weights.path, weights.path, pictures=pictures)
     tuned = settings(first.best, epochs=1, expand=None, where=None)
     second = train(data, folder=tmp_path / "second", quiet=True, **tuned)
     assert form_in(second.best) == "expanded"

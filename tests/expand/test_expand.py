@@ -10,8 +10,11 @@ from torch.optim.swa_utils import AveragedModel
 
 import unbranch
 from tests.support import fold_error, randomize
-from unbranch.expand import RECIPES, Expanded, calibrate, expand, expand_, parameter_groups
+from unbranch.expand import RECIPES, Expanded, calibrate, expand, expand_, expand_like_, parameter_groups
 from unbranch.models.yolov5 import yolov5
+
+ANY = ("repvgg", "mobileone", "acnet", "dbb", "qarepvgg", "repvit")
+LARGE = {"edge": (3, {}), "replk": (7, {"groups": 4}), "unireplk": (13, {"groups": 4})}
 
 
 class Net(nn.Module):
@@ -56,7 +59,26 @@ def x(generator: torch.Generator) -> Tensor:
     return torch.randn(3, 3, 21, 18, generator=generator, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+def test_each_recipe_is_tried() -> None:
+    assert {*ANY, *LARGE} == set(RECIPES)
+
+
+@pytest.mark.parametrize("recipe", LARGE)
+def test_recipes_for_some_convolutions(generator: torch.Generator, recipe: str) -> None:
+    size, options = LARGE[recipe]
+    conv = nn.Conv2d(4, 4, size, padding=size // 2, bias=False, **options)
+    net = nn.Sequential(conv, nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3, 2, 1, 2, 2)).double().eval()
+    x = torch.randn(2, 4, 17, 15, generator=generator, dtype=torch.float64)
+    randomize(net, generator, x)
+    wide = expand(net, recipe, x)
+    assert [name for name, m in wide.named_modules() if isinstance(m, Expanded)] == ["0"]
+    assert (calibrate(wide, [x]) == 0) == (recipe == "edge")
+    assert fold_error(wide(x), net(x)) <= 1e-10
+    assert fold_error(unbranch.reparameterize(wide, x)(x), net(x)) <= 1e-10
+    assert expand_like_(copy.deepcopy(net), wide.state_dict(), x) == {"0": recipe}
+
+
+@pytest.mark.parametrize("recipe", ANY)
 def test_expansion_keeps_the_function_and_folds_back(net: nn.Module, x: Tensor, recipe: str) -> None:
     wide = expand(net, recipe, x)
     kinds = {name for name, m in wide.named_modules() if isinstance(m, Expanded)}
@@ -95,7 +117,7 @@ def test_any_convolution(generator: torch.Generator, dims: int, bias: bool) -> N
         ("repvgg", "stem"),
         ("dbb", None),
         ("qarepvgg", None),
-        *(pytest.param(recipe, "dilated", marks=pytest.mark.slow) for recipe in RECIPES),
+        *(pytest.param(recipe, "dilated", marks=pytest.mark.slow) for recipe in ANY),
     ],
 )
 def test_calibration_keeps_the_function_in_both_modes(

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.expand.test_expand import ANY
 from tests.support import fold_error, randomize
 from unbranch.blocks import RepVGGBlock
-from unbranch.expand import RECIPES, Expanded, expand, expand_, expand_like_
+from unbranch.expand import Expanded, expand, expand_, expand_like_
 from unbranch.models.yolo import Conv
 
 
@@ -27,7 +28,7 @@ def net(generator: torch.Generator, x: Tensor) -> nn.Module:
     return randomize(plain(), generator, x)
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", ANY)
 def test_the_recipe_is_read_off_the_tensors(net: nn.Module, x: Tensor, recipe: str) -> None:
     wide = expand(net, recipe, x, where="[35]*")
     other = plain().train()

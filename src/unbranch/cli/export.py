@@ -5,12 +5,15 @@ from typing import Annotated, Literal
 
 import typer
 
-SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "pt2": ".pt2"}
+SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "pt2": ".pt2", "safetensors": ".safetensors"}
 
 
 def command(  # noqa: PLR0913 - the options are the interface
     weights: Annotated[Path, typer.Argument(help="A .safetensors of ours.")],
-    to: Annotated[list[str], typer.Option(help="onnx, openvino or pt2; may be repeated.")] = ["onnx"],  # noqa: B006
+    to: Annotated[
+        list[str],
+        typer.Option(help="onnx, openvino, pt2, or safetensors for folded weights; may be repeated."),
+    ] = ["onnx"],  # noqa: B006
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", help="The file's name without its suffix; the weights' by default."),

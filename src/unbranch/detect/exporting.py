@@ -18,7 +18,7 @@ from matplotlib import cbook
 from torch import Tensor, nn
 
 from unbranch.detect.agreement import Agreement, agree
-from unbranch.detect.checkpoint import load_model
+from unbranch.detect.checkpoint import load_model, save
 from unbranch.detect.engines import Output, open_engine
 from unbranch.detect.errors import InputError
 from unbranch.detect.files import replacing
@@ -30,7 +30,8 @@ from unbranch.models.yolo import YOLO
 
 Layout: TypeAlias = Literal["predictions", "scores"]
 
-SUFFIXES = (".onnx", ".xml", ".pt2")
+SUFFIXES = (".onnx", ".xml", ".pt2", ".safetensors")
+WITH_SUPPRESSION = (".onnx", ".xml")
 MOST_PICTURES = 8
 LARGEST_BATCH = 1024
 LARGEST_SIDE = 8192
@@ -103,7 +104,7 @@ def export(
     plan: Plan = Plan(),
     pictures: Source | Sequence[Source] | None = None,
 ) -> Exported:
-    """Write `target` (`.onnx`, OpenVINO's `.xml`, or `.pt2`) and return how well it agrees with torch.
+    """Write `target` (`.onnx`, OpenVINO's `.xml`, `.pt2`, or folded weights as `.safetensors`) and return how well it agrees with torch.
 
     Weights in training form are folded first, as a copy. The new file is run on `pictures` (a photograph is
     at hand where none are given), and takes its name only where the outputs agree with torch's: 1e-4 of max|a
@@ -115,16 +116,19 @@ def export(
     file = Path(target)
     if file.suffix not in SUFFIXES:
         raise InputError(f"{file}: exports are named {', '.join(SUFFIXES)} (OpenVINO: .xml)")
-    if plan.nms is not None and file.suffix == ".pt2":
+    if plan.nms is not None and file.suffix not in WITH_SUPPRESSION:
         raise InputError(f"{file}: suppression goes into .onnx and .xml only")
+    if plan.layout == "scores" and file.suffix == ".safetensors":
+        raise InputError(f"{file}: weights have no layout of their own; scores go into exported files")
+    if not isinstance(weights, YOLO) and Path(weights).resolve() == file.resolve():
+        raise InputError(f"{file}: would take the place of the weights themselves; name another file")
     network, notes = _folded(weights)
     stride = network.stride
     if any(side % stride for side in plan.sides):
         raise InputError(f"size {plan.size}: both sides must be multiples of the stride, {stride}")
     inputs = _inputs(plan, stride, pictures)
-    program = _program(network, plan, inputs)
     with replacing(file) as part:
-        run = _write(file.suffix, program, network, plan, part)
+        run = _write(file.suffix, inputs, network, plan, part)
         agreement = agree(run, network, inputs, plan.output, plan.nms or USUAL)
         if not agreement:
             raise InputError(f"{file}: not written, since it does not agree with torch: {agreement}")
@@ -188,9 +192,13 @@ def _program(network: YOLO[Any], plan: Plan, inputs: list[np.ndarray]) -> torch.
 
 
 def _write(
-    suffix: str, program: torch.export.ExportedProgram, network: YOLO[Any], plan: Plan, part: Path
+    suffix: str, inputs: list[np.ndarray], network: YOLO[Any], plan: Plan, part: Path
 ) -> Callable[[np.ndarray], Tensor]:
     """Write `part` and open it again: what comes back runs the file itself."""
+    if suffix == ".safetensors":
+        save(network, part)
+        return open_engine(part).run
+    program = _program(network, plan, inputs)
     about = metadata(network, plan)
     if suffix == ".pt2":
         content = io.BytesIO()  # torch's writer ends the process where the disk is full

@@ -58,14 +58,14 @@ def calibrate(model: nn.Module, batches: Iterable[Any]) -> int:
         batches: Each one tensor, a sequence of arguments or a mapping, as for `reparameterize`.
 
     Returns:
-        How many norms were calibrated.
+        How many norms were calibrated; a recipe without norms trains as it is.
 
     Raises:
         ValueError: no batch, or no expanded layer; the model is unchanged.
     """
     layers = [layer for layer in model.modules() if isinstance(layer, Expanded)]
     norms = [norm for layer in layers for norm in layer.modules() if isinstance(norm, NORMS)]
-    if not norms:
+    if not layers:
         raise ValueError("the model has no expanded layer to calibrate: call expand_(model) first")
     moments = {id(module): _Moments() for module in (*norms, *layers)}
 

@@ -6,6 +6,9 @@ from functools import partial
 from unbranch.blocks import Branches, ConvSpec
 from unbranch.blocks.acnet import asymmetric
 from unbranch.blocks.dbb import diverse
+from unbranch.blocks.depthwise import repvit
+from unbranch.blocks.edge import edge_oriented
+from unbranch.blocks.large_kernel import beside_dilated, beside_small
 from unbranch.blocks.qarepvgg import norm_after_sum
 from unbranch.blocks.repvgg import over_parameterized
 
@@ -17,6 +20,10 @@ RECIPES: dict[str, Recipe] = {
     "acnet": asymmetric,
     "dbb": diverse,
     "qarepvgg": norm_after_sum,
+    "repvit": repvit,
+    "edge": partial(edge_oriented, widen=2.0),
+    "replk": partial(beside_small, small=5),
+    "unireplk": partial(beside_dilated, kernels=(5, 7, 3, 3, 3), dilations=(1, 2, 3, 4, 5)),
 }
 
 

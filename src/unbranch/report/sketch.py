@@ -15,6 +15,7 @@ from unbranch.blocks.orepa import Squeezed
 from unbranch.blocks.shortcuts import FixedConv
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+LARGEST = 31
 POOLS = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
 
 
@@ -104,6 +105,19 @@ def in_words(described: Sketch) -> str:
 
 
 def sketched(recipes: Mapping[str, Callable[[ConvSpec], Branches]]) -> dict[str, str]:
-    """What each recipe makes of a 3x3 convolution that keeps its channels, in a line."""
-    spec = ConvSpec.of(8, 8, 3)
-    return {name: in_words(sketch(make(spec))) for name, make in recipes.items()}
+    """What each recipe makes of a convolution that keeps its channels, 3x3 or the smallest that it takes, in a line."""
+    return {name: _described(make) for name, make in recipes.items()}
+
+
+def _described(make: Callable[[ConvSpec], Branches], taps: int = 3) -> str:
+    """The recipe at its smallest kernel.
+
+    Raises:
+        ValueError: it takes none.
+    """
+    try:
+        return in_words(sketch(make(ConvSpec.of(8, 8, taps))))
+    except ValueError:
+        if taps >= LARGEST:
+            raise
+    return _described(make, taps + 2)
