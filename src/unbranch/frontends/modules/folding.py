@@ -23,7 +23,7 @@ from unbranch.frontends.modules.inputs import ExampleInputs, arguments, guesses
 from unbranch.frontends.modules.recorder import Recording, record
 from unbranch.frontends.modules.rewriting import TRACING_ERRORS, Rewriter
 from unbranch.frontends.modules.sites import Finder, Signature, Site
-from unbranch.frontends.modules.trees import copied
+from unbranch.frontends.modules.trees import lent_copy, settled
 from unbranch.frontends.modules.writing import write
 from unbranch.ops import Map
 
@@ -109,7 +109,9 @@ def prepare(
     args, kwargs, recording = _record(model, example_inputs)
     rewriter = Rewriter(model, args, kwargs, recording)
     finder = Finder(recording, trusting=trust == "observed")
-    costs = costs_of(cost, runtime, recording.graph, _padding_cost, _ops_made)
+    costs = costs_of(
+        cost, runtime, recording.graph, _padding_cost, lambda fact: _ops_made(fact) + len(fact.pending)
+    )
 
     def check(facts: Sequence[Fact]) -> dict[int, str]:
         """Why some of the chosen regions cannot be placed."""
@@ -235,9 +237,9 @@ def reparameterize_copy(
     inner, wrapper = unwrap(model)
     check_foldable(inner)
     notes = [f"unwrapped from {wrapper}"] if wrapper else []
-    folding = prepare(copied(inner), example_inputs, notes=notes, **options)
+    folding = prepare(lent_copy(inner), example_inputs, notes=notes, **options)
     report = folding.report(applied=True)
-    return folding.apply(), report
+    return settled(folding.apply(), inner), report
 
 
 @uncollected()

@@ -85,12 +85,27 @@ def _modules_in(tree: Any, depth: int = 4) -> Iterator[nn.Module]:
                 yield from _modules_in(item, depth - 1)
 
 
-def copied(model: nn.Module) -> nn.Module:
-    """A deep copy. A weight that a hook computed, which torch refuses to copy, is a constant until the hook runs again."""
-    computed = {
+def lent_copy(model: nn.Module) -> nn.Module:
+    """A deep copy whose parameters are its own and lie in the model's memory: what a fold takes away is never copied.
+
+    `settled` ends the loan. A weight that a hook computed, which torch refuses to copy, is a constant until the hook runs again.
+    """
+    known: dict[int, Tensor] = {
         id(value): value.detach().clone()
         for module in model.modules()
         for value in vars(module).values()
         if isinstance(value, Tensor) and value.grad_fn is not None
     }
-    return copy.deepcopy(model, computed)
+    for parameter in model.parameters():
+        if type(parameter) is nn.Parameter:
+            known[id(parameter)] = nn.Parameter(parameter.data, parameter.requires_grad)
+    return copy.deepcopy(model, known)
+
+
+def settled(copied: nn.Module, model: nn.Module) -> nn.Module:
+    """The copy, with memory of its own for every parameter that still lies in the model's."""
+    lent = {parameter.data_ptr() for parameter in model.parameters()}
+    for parameter in copied.parameters():
+        if parameter.data_ptr() in lent:
+            parameter.data = parameter.data.clone()
+    return copied
