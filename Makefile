@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-all lint bench zoo clean
+.PHONY: help demo test test-all sweep lint bench zoo clean
 
 # The first Python that is new enough; `make PYTHON=/path/to/python3.12 test` takes another.
 PYTHON ?= $(firstword $(foreach python,python3 python3.13 python3.12 python3.11,$(shell \
@@ -16,6 +16,7 @@ SINGLE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 help:
 	@echo 'make demo    train a branched detector, fold it, prove it, export it, time it, show it (runs/demo/)'
 	@echo 'make test    format, lint, types, floors, tests'
+	@echo 'make sweep   2,000 random networks through each front end (an hour or two)'
 	@echo 'make bench   every benchmark, side by side with its peers'
 	@echo 'make zoo     fold the model zoos of other libraries, write docs/zoo.md (hours; it goes on where it was)'
 	@echo 'make clean   remove runs/ and caches; .venv stays'
@@ -28,6 +29,9 @@ test: lint
 
 test-all: lint
 	$(SINGLE_THREAD) $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not zoo"
+
+sweep: $(VENV)/.dev
+	UNBRANCH_RANDOM_GRAPHS=2000 $(SINGLE_THREAD) $(BIN)/python -m pytest -n $(JOBS) --dist worksteal tests/frontends/*/test_random.py
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check

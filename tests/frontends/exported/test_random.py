@@ -29,4 +29,4 @@ def test_random_networks_fold_to_what_they_compute(start: int) -> None:
         for a, b in zip(folded.module()(x.clone()), expected, strict=True):
             assert fold_error(a, b) <= 1e-10, f"seed {seed}\n{report}"
         places += len(report.folded)
-    assert places >= CHUNK, f"only {places} places folded"
+    assert places >= min(CHUNK, SEEDS - start), f"only {places} places folded"

@@ -11,7 +11,7 @@ from tests.graphs import Border, random_network
 from unbranch.frontends.onnx.running import RUN_ERRORS
 
 SEEDS = int(os.environ.get("UNBRANCH_RANDOM_GRAPHS", "60"))
-PARTS = 6
+PARTS = max(6, SEEDS // 20)
 
 
 def runs_in_the_reference(network: nn.Module) -> bool:
