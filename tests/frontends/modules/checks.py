@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from tests.support import fold_error, randomize
 from unbranch import Report, reparameterize
@@ -46,3 +47,34 @@ def convolutions(model: nn.Module) -> int:
 
 def norms_left(model: nn.Module) -> int:
     return sum(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
+
+
+class Branches(nn.Module):
+    """RepVGG's sum, written in its parent's forward."""
+
+    def __init__(self, channels: int = 4, **options: Any) -> None:
+        super().__init__()
+        self.big = conv_norm(channels, channels, 3, **options)
+        self.small = conv_norm(channels, channels, 1, **options)
+        self.same = nn.BatchNorm2d(channels)
+        self.tag = "kept"
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.big(x) + self.small(x) + self.same(x))
+
+
+class Sum(Branches):
+    """The sum alone: affine as a whole."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.big(x) + self.small(x) + self.same(x)
+
+
+def state(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def unchanged(model: nn.Module, before: dict[str, Tensor]) -> None:
+    after = model.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[name], value) for name, value in before.items())

@@ -1,4 +1,4 @@
-"""What the module front end must take in its stride: shared layers, ties, wrappers, hooks, dtypes, copies, pickles."""
+"""What the module front end must take in its stride: shared layers, ties, wrappers, copies, pickles, dtypes."""
 
 import copy
 import gc
@@ -18,216 +18,20 @@ from torch.nn.utils import parametrizations
 from tests.frontends.modules.checks import (
     ODD,
     SMALL,
+    Branches,
+    Sum,
     conv_norm,
     convolutions,
     drawn,
     errors,
     fold,
     norms_left,
+    state,
+    unchanged,
     x_of,
 )
 from tests.support import fold_error
 from unbranch import explain, reparameterize, reparameterize_
-
-
-class Branches(nn.Module):
-    """RepVGG's sum, written in its parent's forward."""
-
-    def __init__(self, channels: int = 4, **options: Any) -> None:
-        super().__init__()
-        self.big = conv_norm(channels, channels, 3, **options)
-        self.small = conv_norm(channels, channels, 1, **options)
-        self.same = nn.BatchNorm2d(channels)
-        self.tag = "kept"
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.big(x) + self.small(x) + self.same(x))
-
-
-class Sum(Branches):
-    """The sum alone: affine as a whole."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.big(x) + self.small(x) + self.same(x)
-
-
-def state(model: nn.Module) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in model.state_dict().items()}
-
-
-def unchanged(model: nn.Module, before: dict[str, Tensor]) -> None:
-    after = model.state_dict()
-    assert list(after) == list(before)
-    assert all(torch.equal(after[name], value) for name, value in before.items())
-
-
-# What is an error, with nothing changed
-
-
-def test_training_mode_is_an_error_that_names_the_module() -> None:
-    model = drawn(nn.Sequential(conv_norm(), nn.ReLU()))
-    model[0][1].train()
-    before = state(model)
-    for verb in (reparameterize, reparameterize_, explain):
-        with pytest.raises(ValueError, match=r"0\.1 \(BatchNorm2d\) is in training mode.*eval"):
-            verb(model, x_of(*SMALL))
-    unchanged(model, before)
-
-
-def test_autocast_is_an_error() -> None:
-    model = drawn(nn.Sequential(conv_norm(), nn.ReLU()))
-    before = state(model)
-    with (
-        torch.autocast("cpu", dtype=torch.bfloat16),
-        pytest.raises(ValueError, match="autocast is on for cpu"),
-    ):
-        reparameterize_(model, x_of(*SMALL))
-    unchanged(model, before)
-
-
-@pytest.mark.parametrize("kind", [Branches, Sum])
-def test_a_sum_at_the_root_is_an_error_in_place_and_a_new_module_otherwise(kind: type[Branches]) -> None:
-    model = drawn(kind())
-    before = state(model)
-    with pytest.raises(ValueError, match=r"use model = reparameterize\(model\)"):
-        reparameterize_(model, x_of(*SMALL))
-    unchanged(model, before)
-    folded, _ = fold(kind())
-    assert convolutions(folded) == 1
-
-
-def test_options_that_do_not_exist_are_named() -> None:
-    model = drawn(nn.Sequential(conv_norm()))
-    with pytest.raises(ValueError, match="'speed'"):
-        reparameterize(model, x_of(*SMALL), cost="speed")
-    with pytest.raises(ValueError, match="'blindly' is neither 'witnessed' nor 'observed'"):
-        reparameterize(model, x_of(*SMALL), trust="blindly")
-
-
-def test_an_example_that_cannot_be_guessed_is_asked_for() -> None:
-    class Pair(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layers = conv_norm()
-
-        def forward(self, a: Tensor, b: Tensor) -> Tensor:
-            return self.layers(a) + b
-
-    with pytest.raises(ValueError, match="pass example_inputs"):
-        reparameterize(Pair().eval())
-
-
-def test_an_example_that_the_model_refuses_leaves_the_model_as_it_was() -> None:
-    model = drawn(nn.Sequential(conv_norm(), nn.ReLU()))
-    before = state(model)
-    with pytest.raises(RuntimeError):
-        reparameterize_(model, x_of(1, 5, 9, 9))
-    unchanged(model, before)
-    assert reparameterize_(model, x_of(*SMALL)).changed
-
-
-# What is left alone, with its reason
-
-
-def test_a_norm_without_statistics_is_left_alone() -> None:
-    norm = nn.BatchNorm2d(4, track_running_stats=False)
-    folded, report = fold(nn.Sequential(nn.Conv2d(4, 4, 3), norm, nn.ReLU()))
-    assert not report.changed
-    assert type(folded[1]) is nn.BatchNorm2d
-
-
-@pytest.mark.parametrize(
-    "layer",
-    [nn.InstanceNorm2d(4), nn.GroupNorm(2, 4), nn.MaxPool2d(2), nn.AvgPool2d(2, ceil_mode=True), nn.PReLU(4)],
-    ids=lambda layer: type(layer).__name__,
-)
-def test_what_is_not_linear_is_left_alone(layer: nn.Module) -> None:
-    folded, _ = fold(nn.Sequential(nn.Conv2d(4, 4, 3), layer, nn.BatchNorm2d(4)))
-    assert type(folded[1]) is type(layer)
-
-
-def test_a_narrow_bottleneck_is_exact_and_a_loss() -> None:
-    model = nn.Sequential(nn.Conv2d(64, 4, 1), nn.Conv2d(4, 64, 1), nn.ReLU())
-    _, report = fold(model, (1, 64, 9, 9))
-    assert not report.changed
-    assert any("more work" in refused.reason for refused in report.refused)
-
-
-def test_depthwise_and_pointwise_stay_two() -> None:
-    model = nn.Sequential(
-        nn.Conv2d(32, 32, 3, padding=0, groups=32, bias=False), nn.Conv2d(32, 32, 1), nn.ReLU()
-    )
-    folded, report = fold(model, (1, 32, 9, 9))
-    assert not report.changed
-    assert convolutions(folded) == 2
-
-
-def test_a_value_that_is_read_elsewhere_is_a_cut() -> None:
-    class Tapped(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv, self.norm = nn.Conv2d(4, 4, 3, bias=False), nn.BatchNorm2d(4)
-
-        def forward(self, x: Tensor) -> Tensor:
-            y = self.conv(x)
-            return torch.cat([F.relu(self.norm(y)), y.sigmoid()], 1)
-
-    _, report = fold(nn.Sequential(Tapped()))
-    assert not report.changed
-
-
-def test_a_value_that_a_forward_stores_is_a_cut() -> None:
-    class Storing(nn.Module):
-        seen: Tensor
-
-        def forward(self, x: Tensor) -> Tensor:
-            self.seen = x
-            return x
-
-    model = drawn(nn.Sequential(nn.Conv2d(4, 4, 3, bias=False), Storing(), nn.BatchNorm2d(4), nn.ReLU()))
-    x = x_of(*SMALL)
-    folded = reparameterize(model, x)
-    assert not [name for name in vars(model[1]) if name == "seen"], "the recording's value stayed behind"
-    with torch.no_grad():
-        folded(x), model(x)
-    assert isinstance(folded, nn.Sequential)
-    assert fold_error(folded[1].seen, model[1].seen) <= 1e-10
-
-
-@pytest.mark.parametrize("at", ["conv", "between", "norm"])
-@pytest.mark.parametrize("pre", [False, True])
-def test_a_hook_sees_what_it_saw(at: str, pre: bool) -> None:
-    layers = {"conv": nn.Conv2d(4, 4, 3, bias=False), "between": nn.Identity(), "norm": nn.BatchNorm2d(4)}
-    model = nn.Sequential(*layers.values(), nn.ReLU())
-    drawn(model)
-    seen: list[Tensor] = []
-    if pre:
-        layers[at].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    else:
-        layers[at].register_forward_hook(lambda _, args, output: seen.append(output))
-    x = x_of(*SMALL)
-    with torch.no_grad():
-        model(x)
-        expected = seen[-1]
-        folded = reparameterize(model, x)
-        seen.clear()
-        folded(x)
-    assert len(seen) == 1, "the hook is gone"
-    assert fold_error(seen[0], expected) <= 1e-10
-
-
-def test_hooks_elsewhere_survive() -> None:
-    model = drawn(nn.Sequential(conv_norm(), nn.ReLU(), conv_norm()))
-    calls = []
-    model[1].register_forward_hook(lambda *_: calls.append(1))
-    folded, report = reparameterize(model, x_of(*SMALL), return_report=True)
-    calls.clear()
-    folded(x_of(*SMALL))
-    assert calls == [1]
-    assert len(report.folded) == 2
-
-
-# What is handled
 
 
 def test_a_layer_called_twice_folds_if_both_calls_fold_alike() -> None:
@@ -492,8 +296,25 @@ def test_empty_batches() -> None:
     folded = reparameterize(model, x_of(*SMALL))
     empty = x_of(0, 4, 9, 9)
     assert folded(empty).shape == model(empty).shape
-    from_empty = reparameterize(model, empty)
-    assert max(errors(from_empty, model, x_of(*SMALL))) <= 1e-10
+    for example in (empty, (empty,), {"input": empty}):
+        from_empty = reparameterize(model, example)
+        assert convolutions(from_empty) == convolutions(folded) < convolutions(model)
+        assert max(errors(from_empty, model, x_of(*SMALL))) <= 1e-10
+    with pytest.raises(ValueError, match=r"example_inputs of shape \(0, 4, 9, 0\) hold nothing"):
+        reparameterize(model, x_of(0, 4, 9, 0))
+
+
+def test_an_empty_input_beside_a_full_one_is_kept() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = conv_norm()
+
+        def forward(self, x: Tensor, boxes: Tensor) -> Tensor:
+            return self.layers(x) + boxes.sum()
+
+    folded = reparameterize(drawn(Scaled()), (x_of(*SMALL), torch.zeros(0, 4, dtype=torch.float64)))
+    assert norms_left(folded) == 0
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -522,130 +343,6 @@ def test_memory_format_is_kept() -> None:
     assert all(w.is_contiguous(memory_format=torch.channels_last) for w in weights)
     assert folded(x).is_contiguous(memory_format=torch.channels_last)
     assert max(errors(folded, model, x)) <= 1e-10
-
-
-def test_sums_in_place() -> None:
-    class InPlace(nn.Module):
-        def __init__(self, kind: str) -> None:
-            super().__init__()
-            self.conv, self.side, self.kind = conv_norm(), conv_norm(4, 4, 1), kind
-
-        def forward(self, x: Tensor) -> Tensor:
-            if self.kind == "into the source":
-                x = x.clone()
-                x += self.conv(x)
-                return F.relu(x)
-            if self.kind == "into a branch":
-                y = self.conv(x)
-                y += self.side(x)
-                y += x
-                return F.relu(y)
-            if self.kind == "read later":
-                y = self.conv(x)
-                z = y
-                y += self.side(x)
-                return F.relu(z) + z.mean()
-            y = self.conv(x)
-            view = y[:, :2]
-            y += self.side(x)
-            return F.relu(y) + view.mean()
-
-    for kind, left in (
-        ("into the source", 2),
-        ("into a branch", 1),
-        ("read later", 1),
-        ("through a view", 2),
-    ):
-        folded, report = fold(nn.Sequential(InPlace(kind)))
-        assert report.changed
-        assert convolutions(folded) == left, f"{kind}: {report}"
-
-
-def test_functional_ops_of_a_users_module_fold() -> None:
-    class Functional(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.weight = nn.Parameter(torch.randn(6, 4, 3, 3))
-            self.scale = nn.Parameter(torch.randn(6, 1, 1))
-            self.register_buffer("mean", torch.randn(6))
-            self.register_buffer("var", torch.rand(6) + 0.5)
-
-        def forward(self, x: Tensor) -> Tensor:
-            y = F.conv2d(x, self.weight, padding=1) * self.scale
-            y = F.batch_norm(y, self.get_buffer("mean"), self.get_buffer("var"), eps=1e-3)
-            return F.leaky_relu(y - 0.5)
-
-    folded, report = fold(nn.Sequential(Functional()))
-    assert report.changed
-    assert convolutions(folded) == 1
-
-
-@pytest.mark.parametrize("rank", [1, 2, 3])
-@pytest.mark.parametrize("transposed", [False, True])
-def test_every_rank_and_transposed_layers(rank: int, transposed: bool) -> None:
-    plain = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[rank - 1]
-    turned = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)[rank - 1]
-    norm = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)[rank - 1]
-    layer: nn.Module = (
-        turned(4, 6, 3, 2, 1, output_padding=1, groups=2) if transposed else plain(4, 6, 3, 2, 1, groups=2)
-    )
-    model = nn.Sequential(layer, norm(6), nn.ReLU())
-    folded, report = fold(model, (1, 4, *[7, 8, 5][:rank]), (2, 4, *[9, 5, 6][:rank]))
-    assert report.changed
-    assert norms_left(folded) == 0
-
-
-@pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
-@pytest.mark.parametrize("kernel", [2, 3])
-def test_padding_modes(mode: str, kernel: int) -> None:
-    layer = nn.Conv2d(4, 4, kernel, padding=1, padding_mode=mode)
-    folded, report = fold(nn.Sequential(layer, nn.BatchNorm2d(4), nn.ReLU()))
-    assert report.changed
-    assert norms_left(folded) == 0
-
-
-def test_linear_and_norm_over_tokens() -> None:
-    class Tokens(nn.Module):
-        """LeViT's way: a linear layer and a norm over the last axis of (batch, tokens, channels)."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.linear, self.norm = nn.Linear(4, 6, bias=False), nn.BatchNorm1d(6)
-
-        def forward(self, x: Tensor) -> Tensor:
-            x = self.linear(x)
-            return self.norm(x.flatten(0, 1)).reshape_as(x)
-
-    class Flattened(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.tokens, self.head = Tokens(), nn.Linear(6, 3)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.head(F.gelu(self.tokens(x.flatten(2).transpose(1, 2))))
-
-    folded, report = fold(Flattened())
-    assert report.changed
-    assert norms_left(folded) == 0
-
-
-def test_a_channel_shuffle_between_layers() -> None:
-    class Shuffled(nn.Module):
-        def __init__(self, own: bool) -> None:
-            super().__init__()
-            self.a, self.b, self.own = nn.Conv2d(6, 6, 3, groups=3, bias=False), nn.BatchNorm2d(6), own
-
-        def forward(self, x: Tensor) -> Tensor:
-            y = self.a(x)
-            if self.own:
-                n, c, h, w = y.shape
-                y = y.view(n, 3, c // 3, h, w).transpose(1, 2).reshape(n, c, h, w)
-            else:
-                y = F.channel_shuffle(y, 3)
-            return F.relu(self.b(y))
-
-    for own in (True, False):
-        fold(nn.Sequential(Shuffled(own)), (1, 6, 9, 9), (3, 6, 7, 8))
 
 
 class Watching(nn.Module):

@@ -19,7 +19,7 @@ from unbranch.frontends.measured import costs_of
 from unbranch.frontends.modules.emit import native_padding
 from unbranch.frontends.modules.frames import common_frame
 from unbranch.frontends.modules.guards import check_foldable, uncollected, unwrap
-from unbranch.frontends.modules.inputs import ExampleInputs, arguments, guesses
+from unbranch.frontends.modules.inputs import ExampleInputs, arguments, guesses, one_sample
 from unbranch.frontends.modules.recorder import Recording, record
 from unbranch.frontends.modules.rewriting import TRACING_ERRORS, Rewriter
 from unbranch.frontends.modules.sites import Finder, Signature, Site
@@ -158,7 +158,7 @@ def _record(
     model: nn.Module, example_inputs: ExampleInputs
 ) -> tuple[tuple[Any, ...], dict[str, Any], Recording]:
     if example_inputs is not None:
-        args, kwargs = arguments(example_inputs)
+        args, kwargs = arguments(one_sample(example_inputs))
         return args, kwargs, record(model, args, kwargs)
     tried = []
     for guess in guesses(model):

@@ -20,6 +20,25 @@ def arguments(example_inputs: ExampleInputs) -> tuple[tuple[Any, ...], dict[str,
     return tuple(example_inputs or ()), {}
 
 
+def one_sample(example_inputs: ExampleInputs) -> ExampleInputs:
+    """The inputs; where all of them are empty batches, batches of one zero sample, from which the work can be told.
+
+    Raises:
+        ValueError: a sample itself is empty.
+    """
+    args, kwargs = arguments(example_inputs)
+    given = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
+    if not given or any(x.numel() for x in given):
+        return example_inputs
+    empty = [tuple(x.shape) for x in given if x.ndim == 0 or 0 in x.shape[1:]]
+    if empty:
+        raise ValueError(f"example_inputs of shape {', '.join(map(str, empty))} hold nothing: pass a sample")
+    filled = {id(x): x.new_zeros((1, *x.shape[1:])) for x in given}
+    if kwargs:
+        return {name: filled.get(id(x), x) for name, x in kwargs.items()}
+    return tuple(filled.get(id(x), x) for x in args)
+
+
 def guesses(model: nn.Module) -> Iterator[Tensor]:
     """Inputs that may fit, likeliest first: the size that timm's configuration names, then the first layer's channels."""
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
