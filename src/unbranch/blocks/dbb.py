@@ -2,13 +2,12 @@
 
 from collections import OrderedDict
 from dataclasses import replace
-from typing import Unpack
 
 from torch import nn
 
-from unbranch.blocks.block import Block, BlockOptions, Sum
+from unbranch.blocks.block import Block, Sum
 from unbranch.blocks.border import bordered
-from unbranch.blocks.spec import Axes, ConvSpec
+from unbranch.blocks.spec import ConvSpec
 
 POOLS = {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d}
 
@@ -45,12 +44,4 @@ class DiverseBranchBlock(Block):
     torch.Size([1, 8, 7, 5])
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: Axes = 3,
-        stride: Axes = 1,
-        **options: Unpack[BlockOptions],
-    ) -> None:
-        super().__init__(in_channels, out_channels, kernel_size, stride, diverse, **options)
+    recipe = staticmethod(diverse)

@@ -76,15 +76,7 @@ class OREPABlock(Block):
     torch.Size([1, 8, 7, 5])
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: Axes = 3,
-        stride: Axes = 1,
-        **options: Unpack[BlockOptions],
-    ) -> None:
-        super().__init__(in_channels, out_channels, kernel_size, stride, Squeezed, **options)
+    recipe = Squeezed
 
 
 def _beside_squeezed(spec: ConvSpec) -> Sum:
@@ -102,6 +94,8 @@ class RepConvOREPA(Block):
     torch.Size([1, 4, 7, 5])
     """
 
+    recipe = staticmethod(_beside_squeezed)
+
     def __init__(
         self,
         in_channels: int,
@@ -111,4 +105,4 @@ class RepConvOREPA(Block):
         **options: Unpack[BlockOptions],
     ) -> None:
         options.setdefault("activation", "silu")
-        super().__init__(in_channels, out_channels, kernel_size, stride, _beside_squeezed, **options)
+        super().__init__(in_channels, out_channels, kernel_size, stride, **options)

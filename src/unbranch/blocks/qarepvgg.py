@@ -1,11 +1,9 @@
 """QARepVGG's block."""
 
-from typing import Unpack
-
 from torch import nn
 
-from unbranch.blocks.block import Block, BlockOptions, Sum
-from unbranch.blocks.spec import Axes, ConvSpec
+from unbranch.blocks.block import Block, Sum
+from unbranch.blocks.spec import ConvSpec
 
 
 def norm_after_sum(spec: ConvSpec) -> Sum:
@@ -28,12 +26,4 @@ class QARepVGGBlock(Block):
     torch.Size([1, 8, 4, 3])
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: Axes = 3,
-        stride: Axes = 1,
-        **options: Unpack[BlockOptions],
-    ) -> None:
-        super().__init__(in_channels, out_channels, kernel_size, stride, norm_after_sum, **options)
+    recipe = staticmethod(norm_after_sum)
