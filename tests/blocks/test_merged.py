@@ -31,6 +31,8 @@ CASES: dict[str, tuple[Callable[..., nn.Module], str]] = {
     "averaged": (lambda s: MobileOne(6, 6, 3, s, groups=6, shortcut="average"), "depthwise"),
     "wide depthwise": (lambda s: MobileOne(6, 6, 5, s, groups=6, shortcut="conv"), "channelwise"),
     "reflected": (lambda s: RepVGG(6, 8, 3, s, shortcut="conv", padding_mode="reflect"), "pointwise"),
+    "lone": (lambda s: RepVGG(6, 8, 3, s, shortcut=None, padding_mode="reflect"), "pointwise"),
+    "lone, identity": (lambda s: RepVGG(6, 6, 3, s, padding_mode="reflect"), "pointwise"),
     "without affine": (
         lambda s: RepVGG(6, 8, 1, s, num_branches=2, norm=partial(nn.BatchNorm2d, affine=False)),
         "pointwise",
@@ -124,7 +126,7 @@ def test_one_and_three_axes(dims: int, groups: int, generator: torch.Generator) 
 
 @needs_kernels
 @pytest.mark.parametrize("offset", [0.0, 30.0])
-@pytest.mark.parametrize("case", ["dense 3x3", "pointwise", "depthwise", "wide depthwise"])
+@pytest.mark.parametrize("case", ["dense 3x3", "pointwise", "lone, identity", "depthwise", "wide depthwise"])
 def test_float32_is_as_near_to_float64_as_the_branches_are(
     case: str, offset: float, generator: torch.Generator
 ) -> None:

@@ -18,6 +18,10 @@ ENTRY = 400
 KEPT = 420
 """A value that is not kept for backward, where branches keep more than the plain network does; of one branch only, as more of them save
 work enough."""
+WINDOW, CHANNEL, CALL = 210, 430_000, 70_000_000
+"""The compiled depthwise kernels: for each output, for each channel, and for a block, over a plain depthwise convolution."""
+BRANCH = 150
+"""A depthwise branch with its norm and its place in the sum, for each output."""
 
 
 @dataclass(frozen=True)
@@ -34,20 +38,24 @@ class Cost:
         return self.adds < self.saves + self.memory
 
 
-def cost(terms: Sequence[Term], window: Term, outputs: int, channels: int, keeps_other: bool) -> Cost:
+def cost(
+    road: str, terms: Sequence[Term], window: Term, outputs: int, channels: int, keeps_other: bool
+) -> Cost:
     """Of merging ``terms`` on ``window``, for M ``outputs`` in all pictures; ``keeps_other``: another convolution stays beside them.
 
     With B kernels, T norms, G groups of D values in a patch and C_out outputs, moments and their use in backward take 2 M G D^2, the fold
     and its gradients 2 B C_out D^2; B - 1 convolutions less save 3 (B - 1) M D C_out, or fewer where they have fewer taps.
     """
     out = window.norm.num_features
+    values = outputs * out
     inner = channels // window.groups
     depth = inner * prod(window.size)
     taps = [prod(term.size) for term in terms if term.weight is not None]
     kernels = len(taps)
+    more_kept = KEPT * values * (kernels > (0 if keeps_other else 1))
+    if road == "depthwise":
+        return Cost(WINDOW * values + CHANNEL * out + CALL, BRANCH * (len(terms) - 1) * values, more_kept)
     moments = outputs * depth * window.groups * (2 * depth + 2 * PASS)
     folding = kernels * out * depth * (2 * depth + ENTRY)
     convolutions = 3 * outputs * inner * (sum(taps) - prod(window.size)) * out
-    norms = NORM * len(terms) * outputs * out
-    more_kept = min(1, kernels - (0 if keeps_other else 1))
-    return Cost(moments + folding, convolutions + norms, KEPT * more_kept * outputs * out)
+    return Cost(moments + folding, convolutions + NORM * len(terms) * values, more_kept)

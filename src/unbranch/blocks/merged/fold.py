@@ -91,9 +91,10 @@ class Fold:
 
     def by_term(self, parameters: Sequence[Tensor | None], missing: float, like: Tensor) -> Tensor:
         """A parameter (C_out) of each term, as (G, terms, O); ``missing`` where there is none."""
+        own = next((p.dtype for p in parameters if p is not None), like.dtype)
         shape = (self.groups * self.outputs,)
-        each = [like.new_full(shape, missing) if p is None else p.to(like.dtype) for p in parameters]
-        return torch.stack(each).view(len(each), self.groups, self.outputs).transpose(0, 1)
+        each = [like.new_full(shape, missing, dtype=own) if p is None else p for p in parameters]
+        return torch.stack(each).to(like.dtype).view(-1, self.groups, self.outputs).transpose(0, 1)
 
     def _margins(self, term: Term) -> list[int]:
         """Taps of the window before and after the term's own, the last axis first."""
@@ -138,9 +139,7 @@ def through(rows: Tensor, matrix: Tensor) -> Tensor:
 
 def merge(how: Fold, rows: Tensor, scale: Tensor) -> Tensor:
     """sum_b a_b w_b, (G, O, D)."""
-    weight = rows.new_zeros(len(rows), *rows.shape[2:])
-    for i in range(rows.shape[1]):
-        weight.addcmul_(rows[:, i], scale[:, i].unsqueeze(2))
+    weight = (rows * scale[:, : rows.shape[1]].unsqueeze(3)).sum(1)
     if how.bare:
         weight.diagonal(dim1=1, dim2=2).add_(scale[:, rows.shape[1] :].sum(1))
     return weight

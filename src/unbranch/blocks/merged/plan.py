@@ -149,8 +149,8 @@ def _refusal(
         return "one value for a channel has no variance"
     if any(p is not None and p.dtype != x.dtype for term in terms for p in term.parameters()):
         return f"its parameters are not {x.dtype}, as the input is"
-    if road == "depthwise":
-        return _uncompiled(window, x)
+    if road == "depthwise" and (why := _uncompiled(window, x)) is not None:
+        return why
     if road == "channelwise" or training == "merged":
         return None
     return _unprofitable(road, terms, window, outputs, x, keeps_other)
@@ -170,7 +170,7 @@ def _unprofitable(
     depth = x.shape[1] // window.groups * prod(window.size)
     if road == "patches" and depth > window.norm.num_features:
         return f"{depth} values in a patch are more to keep than {window.norm.num_features} outputs"
-    found = cost(terms, window, outputs, x.shape[1], keeps_other)
+    found = cost(road, terms, window, outputs, x.shape[1], keeps_other)
     if found.pays:
         return None
     return f"merging would cost {found.adds:.2e} multiply-adds to save {found.saves:.2e}"
