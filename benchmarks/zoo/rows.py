@@ -1,10 +1,12 @@
 """One row: one network through one front end, with its errors, its ops, its times and what was refused."""
 
 import copy
+import signal
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -21,6 +23,10 @@ from unbranch.fold.verify import RUN_ERRORS
 from unbranch.frontends.modules import record
 
 Outputs = Mapping[str, Tensor]
+
+
+FREE_SECONDS = 60
+"""What torch gets to export a network with sizes that may change: some take its solver minutes."""
 
 
 class ExportError(RuntimeError):
@@ -105,7 +111,7 @@ def _first_shape(program: Any) -> Any:
 
 
 def _program(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
-    """Exported with sizes that may change, or else with fixed ones."""
+    """Exported with sizes that may change, if it then takes the inputs, or else with fixed ones."""
     free = dict.fromkeys((0, 2, 3), torch.export.Dim.AUTO)
     why = ""
     for shapes in ((free,), None):
@@ -115,10 +121,29 @@ def _program(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
         if shapes:  # a batch of one would be taken for a constant
             given = mapped(inputs, lambda x: torch.cat([x, x]))
         try:
-            return torch.export.export(model, given, dynamic_shapes=shapes)
+            with _at_most(FREE_SECONDS if shapes else 0):
+                program = torch.export.export(model, given, dynamic_shapes=shapes)
+            program.module()(*inputs)  # some sizes that were called free turn out to exclude the inputs' own
+            return program
         except (*RUN_ERRORS, TorchDynamoException) as error:
             why = first_line(error)
     raise ExportError(why)
+
+
+@contextmanager
+def _at_most(seconds: float) -> Iterator[None]:
+    """CPU seconds, 0 for any; then a RuntimeError."""
+
+    def late(*_: Any) -> None:
+        raise RuntimeError(f"not done in {seconds:.0f} s")
+
+    before = signal.signal(signal.SIGVTALRM, late)
+    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
 
 
 def first_line(error: BaseException) -> str:
@@ -154,13 +179,15 @@ def _counts(made: Made, before: nn.Module, after: nn.Module, fused: nn.Module | 
 
 def _errors(made: Made, fold: Callable[..., Any], folded: Any) -> dict[str, Any]:
     """The largest errors in float64 and float32, each with what rounding alone does to the network as it was."""
-    wide, wide_inputs = copy.deepcopy(made.model).double(), _double(made.inputs)
     row: dict[str, Any] = {"sizes": [shape_of(made.inputs)]}
-    searched: set[str] = set()
+    # A watched run holds all that it computes: in the working type that is half as much.
+    counter, before = counting.counted(lambda: outputs_of(made.model, made.inputs, made.watched))
+    searched = {key for key, value in before.items() if counting.is_searched(counter, value)}
+    del counter
+    wide, wide_inputs = copy.deepcopy(made.model).double(), _double(made.inputs)
     exact: Outputs | None = None
     try:
-        counter, exact = counting.counted(lambda: outputs_of(wide, wide_inputs, made.watched))
-        searched = {key for key, value in exact.items() if counting.is_searched(counter, value)}
+        exact = outputs_of(wide, wide_inputs, made.watched)
         wide_folded = fold(wide, wide_inputs)
         found = outputs_of(wide_folded, wide_inputs, made.watched)
         nudged = mapped(wide_inputs, lambda x: x * (1 + torch.finfo(torch.float64).eps))
@@ -178,7 +205,6 @@ def _errors(made: Made, fold: Callable[..., Any], folded: Any) -> dict[str, Any]
     except RUN_ERRORS as error:
         row["not in float64"] = first_line(error)
     del wide
-    before = outputs_of(made.model, made.inputs, made.watched)
     after = outputs_of(folded, made.inputs, made.watched)
     row["error32"] = _worst(after, before, searched)
     if exact is not None:

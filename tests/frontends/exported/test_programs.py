@@ -197,3 +197,23 @@ def test_certificate_says_that_shapes_are_static() -> None:
     certificate = verify_exported(program, program)
     assert certificate
     assert any("static" in note for note in certificate.notes)
+
+
+def test_a_value_filled_with_its_own_size_is_left_alone() -> None:
+    class Sized(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.norm(self.conv(x))
+            return y + torch.full_like(y, y.shape[2])
+
+    net = Sized().double().eval()
+    randomize(net, torch.Generator().manual_seed(2))
+    x = torch.randn(2, 3, 9, 7, dtype=torch.float64)
+    program = torch.export.export(net, (x,), dynamic_shapes=({2: Dim("height", min=4, max=64)},))
+    folded, report = reparameterize_exported(program)
+    assert [place.becomes for place in report.folded] == ["conv 3x3 3->4"]
+    for image in (x, torch.randn(2, 3, 30, 7, dtype=torch.float64)):
+        assert fold_error(folded.module()(image), net(image)) <= 1e-10

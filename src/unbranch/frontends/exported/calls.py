@@ -84,7 +84,7 @@ class Calls:
         padding = native_padding(g) if g.mode == "zeros" or not g.is_padded else None
         if padding == "same" and not self.core:
             return self.call(_SAME[g.rank], x, weight, bias, ones, "same", list(g.dilation), g.groups)
-        if padding is None or padding == "same":
+        if padding is None or isinstance(padding, str):
             x, padding = self._padded(g, x), (0,) * g.rank
         if self.core:
             return self._convolution(g, x, weight, bias, list(padding), [0] * g.rank)
@@ -118,7 +118,8 @@ class Calls:
         lead = [
             n if isinstance(n, int) else self.call(aten.sym_size.int, x, i) for i, n in enumerate(shape[:-1])
         ]
-        rows = prod(lead) if all(isinstance(n, int) for n in lead) else -1
+        fixed = [n for n in lead if isinstance(n, int)]
+        rows = prod(fixed) if len(fixed) == len(lead) else -1
         if not _is_row_major(x.meta["val"]):
             x = self.row_major(x)
         flat = self.call(aten.view.default, x, [rows, shape[-1]])

@@ -13,6 +13,7 @@ from torch._ops import OpOverload
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
+from unbranch.frontends.exported.nodes import nodes_in
 from unbranch.ops import Operand
 
 DETACHES = "aten.detach_.default"
@@ -99,18 +100,12 @@ def merge(storages: list[Storage]) -> Storage:
 
 def given(node: Node) -> Iterator[tuple[torch.Argument, Any]]:
     """The arguments of a call with their declarations."""
+    assert isinstance(node.target, OpOverload)
     for position, argument in enumerate(node.target._schema.arguments):
         if position < len(node.args):
             yield argument, node.args[position]
         elif argument.name in node.kwargs:
             yield argument, node.kwargs[argument.name]
-
-
-def nodes_in(tree: Any) -> list[Node]:
-    """The nodes in a nested argument."""
-    found: list[Node] = []
-    torch.fx.node.map_arg(tree, lambda node: found.append(node) or node)
-    return found
 
 
 def written_by(node: Node) -> list[Node]:

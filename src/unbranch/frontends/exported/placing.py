@@ -8,6 +8,7 @@ from torch.fx import Node
 
 from unbranch.affine import NotLinear
 from unbranch.fold.facts import Fact
+from unbranch.frontends.exported.nodes import operand
 from unbranch.frontends.exported.sizes import difference
 from unbranch.frontends.exported.values import Reading
 from unbranch.frontends.modules.emit import check_emittable
@@ -96,7 +97,7 @@ def _same_size(place: Place, question: Node) -> tuple[Node | None, int]:
     inputs = [
         n for n in question.graph.nodes if n.op == "placeholder" and isinstance(n.meta["val"], torch.Tensor)
     ]
-    result = place.moves[0].args[0] if place.moves else place.end
+    result = operand(place.moves[0]) if place.moves else place.end
     for node in (place.source, *inputs, result):
         for axis, size in enumerate(node.meta["val"].shape):
             if difference(size, question.meta["val"]) == 0:

@@ -25,16 +25,17 @@ from unbranch.frontends.exported.memory import (
     written_by,
     written_placeholders,
 )
+from unbranch.frontends.exported.nodes import mapped, number, operand
 from unbranch.frontends.exported.shapes import SHAPED_LIKE, is_whole, slab
 from unbranch.frontends.exported.sizes import Numbers
 from unbranch.frontends.exported.values import (
+    SIZED,
     Number,
     Part,
     Reading,
     Several,
     Spread,
     cells_in,
-    mapped,
 )
 from unbranch.frontends.exported.writes import Writes
 
@@ -105,9 +106,9 @@ class _Reader(Writes):
         elif node.target is operator.getitem:
             self._pick(node)
         elif str(node.target) == DETACHES or (str(node.target) == "aten.slice.Tensor" and is_whole(node)):
-            self.rename(node, self.items[node.args[0]])
+            self.rename(node, self.items[operand(node)])
         elif str(node.target) == "aten.slice_scatter.default" and is_whole(node):
-            self.passed_on(node, self.items[node.args[1]])
+            self.passed_on(node, self.items[operand(node, 1)])
         elif written_by(node):
             self.write(node)
         elif str(node.target) in SHAPED_LIKE:
@@ -131,11 +132,11 @@ class _Reader(Writes):
             self.reading.passing.add(node)
 
     def _part(self, node: Node) -> Any:
-        if isinstance(self.items[node.args[0]], Spread):
-            self.arguments(node.args[0])
-        source = self.items[node.args[0]]
+        if isinstance(self.items[operand(node)], Spread):
+            self.arguments(operand(node))
+        source = self.items[operand(node)]
         if isinstance(source, Cell):
-            whole = tuple(range(node.args[0].meta["val"].ndim))
+            whole = tuple(range(operand(node).meta["val"].ndim))
             source = Part(source, whole, ())
         if not isinstance(source, Part):
             return source
@@ -153,15 +154,16 @@ class _Reader(Writes):
 
     def _pick(self, node: Node) -> None:
         """One of several results."""
-        results = self.items[node.args[0]]
+        results = self.items[operand(node)]
         if isinstance(results, Several):
             self.fix(node, Fixed(operator.getitem, (results.value, node.args[1])), results.storage)
             return
-        item = results[node.args[1]] if isinstance(results, list) else results
+        position = node.args[1]
+        item = results[position] if isinstance(results, list) and isinstance(position, int) else results
         self.items[node] = item
         if isinstance(item, Cell):
             self.name(node, item)
-            source = self.reading.members.get(node.args[0])
+            source = self.reading.members.get(operand(node))
             if source is not None:
                 self.reading.members[node] = source
 
@@ -184,8 +186,8 @@ class _Reader(Writes):
             else:
                 self.items[node] = Several(value, storage)
                 self.reading.fixed.add(node)
-        elif str(node.target) == "aten.expand.default" and self.constant(items[0]) is not None:
-            self.items[node] = Spread(self.constant(items[0]))
+        elif str(node.target) == "aten.expand.default" and (held := self.constant(items[0])) is not None:
+            self.items[node] = Spread(held)
             self.reading.fixed.add(node)
         else:
             self.results(node, self.called(node, sized), storage)
@@ -197,7 +199,7 @@ class _Reader(Writes):
         ]
         source = args[0] if args else SHAPED_LIKE[str(node.target)]
         if not isinstance(source, Node):
-            self.items[node] = Spread(float(source))
+            self.items[node] = Spread(number(source))
             self.reading.fixed.add(node)
             return
         constant = self.constant(self.items[source])

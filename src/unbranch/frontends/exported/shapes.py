@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
+from unbranch.frontends.exported.nodes import operand
 from unbranch.frontends.exported.sizes import difference
 
 END = 2**31 - 1
@@ -67,8 +68,9 @@ def bounds(node: Node) -> tuple[int, int, int | None, int] | None:
     What lies at the end of an axis is counted from the end, symbolic bounds included: ``x[1 : h + 1]`` of an axis ``h + 2`` is ``x[1:-1]``.
     """
     first = 2 if str(node.target) == "aten.slice_scatter.default" else 1
-    given = dict(zip(("dim", "start", "end", "step"), node.args[first:], strict=False)) | dict(node.kwargs)
-    shape = node.args[0].meta["val"].shape
+    given: dict[str, Any] = dict(zip(("dim", "start", "end", "step"), node.args[first:], strict=False))
+    given |= node.kwargs
+    shape = operand(node).meta["val"].shape
     axis = given.get("dim", 0) % len(shape)
     try:
         if str(node.target) == "aten.select.int":
@@ -86,7 +88,7 @@ def bounds(node: Node) -> tuple[int, int, int | None, int] | None:
 def slab(node: Node) -> tuple[int, int, int | None, int] | None:
     """`bounds`, both counted from the end of the axis that they are nearer to: how a border is written."""
     where = bounds(node)
-    size = None if where is None else node.args[0].meta["val"].shape[where[0]]
+    size = None if where is None else operand(node).meta["val"].shape[where[0]]
     if where is None or not isinstance(size, int) or where[1:] == (0, None, 1):
         return where
     axis, start, stop, step = where

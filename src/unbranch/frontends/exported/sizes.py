@@ -19,7 +19,9 @@ UNKNOWN = 16
 
 def expression(size: int | torch.SymInt) -> sympy.Expr:
     """A size as an expression in the program's symbols."""
-    return size.node.expr if isinstance(size, torch.SymInt) else sympy.Integer(size)
+    form = size.node.expr if isinstance(size, torch.SymInt) else sympy.Integer(size)
+    assert isinstance(form, sympy.Expr)
+    return form
 
 
 def difference(a: int | torch.SymInt, b: int | torch.SymInt) -> int | None:
@@ -48,8 +50,8 @@ class Numbers:
 
     def _learn(self, size: Any) -> None:
         if isinstance(size, torch.SymInt) and isinstance(size.node.expr, sympy.Symbol):
-            hint = size.node.hint if size.node.has_hint() else UNKNOWN
-            self._assign(size.node.expr, int(hint))
+            hint = size.node.hint if size.node.has_hint() else None
+            self._assign(size.node.expr, hint if isinstance(hint, int) else UNKNOWN)
 
     def _assign(self, symbol: sympy.Symbol, number: int) -> None:
         if symbol not in self.symbols:
@@ -60,9 +62,12 @@ class Numbers:
         """The integer that stands for ``size``."""
         if not isinstance(size, torch.SymInt):
             return int(size)
-        form = size.node.expr
+        form = expression(size)
         if form not in self.known:
             for symbol in sorted(form.free_symbols, key=str):
+                assert isinstance(symbol, sympy.Symbol)
                 self._assign(symbol, UNKNOWN)
-            self.known[form] = int(form.xreplace({s: sympy.Integer(n) for s, n in self.symbols.items()}))
+            number = form.xreplace({s: sympy.Integer(n) for s, n in self.symbols.items()})
+            assert isinstance(number, sympy.Expr)
+            self.known[form] = int(number)
         return self.known[form]

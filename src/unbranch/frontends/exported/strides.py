@@ -10,9 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._dispatch.python import enable_python_dispatcher
+from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import Graph, Node
 
+from unbranch.frontends.exported.nodes import mapped
 from unbranch.frontends.exported.sizes import Numbers
 
 FAILURES = (RuntimeError, ValueError)
@@ -50,6 +52,7 @@ def _copied(graph: Graph, value: Node, wanted: tuple[int, ...]) -> Node:
     ndim = value.meta["val"].ndim
     axes = [*(axis for axis in range(ndim) if axis not in wanted), *wanted]
     aten = torch.ops.aten
+    steps: list[tuple[OpOverload, tuple[Any, ...], dict[str, Any]]]
     if axes == [0, *range(2, ndim), 1] and ndim in LAST:
         steps = [(aten.clone.default, (), {"memory_format": LAST[ndim]})]
     else:
@@ -91,9 +94,7 @@ def _same_order(a: Any, b: Any, numbers: Numbers) -> bool:
 
 def evaluated(node: Node, changed: dict[Node, Any]) -> Any:
     """What a node returns on fake tensors, some of them others than its inputs' own."""
-    args, kwargs = torch.fx.node.map_arg(
-        (node.args, node.kwargs), lambda n: changed.get(n, n.meta.get("val"))
-    )
+    args, kwargs = mapped((node.args, dict(node.kwargs)), lambda n: changed.get(n, n.meta.get("val")))
     values = [n.meta.get("val") for n in node.all_input_nodes]
     fakes = [value for value in values if isinstance(value, FakeTensor)]
     if not fakes or not callable(node.target):

@@ -1,6 +1,6 @@
 """What the nodes of a program hold while it is read: values in cells of memory, constants, sizes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch.fx import Node
 from unbranch.affine import NotLinear
 from unbranch.fold.graph import Graph, operands_in
 from unbranch.frontends.exported.memory import Cell, Fixed, Storage
+from unbranch.frontends.exported.nodes import mapped, operand
 from unbranch.frontends.exported.shapes import asks_shape, bounds, shape_only, slab
 from unbranch.frontends.exported.sizes import Numbers
 from unbranch.ops import Identity, Operand, Permute, Reshape, read
@@ -192,10 +193,10 @@ class Values:
 
     def _written_constant(self, node: Node) -> Tensor | None:
         """What a functional write puts into a slice, where that is a constant that was repeated to the slice's shape."""
-        source = self.items.get(node.args[1]) if str(node.target) in SCATTERS else None
+        source = self.items.get(operand(node, 1)) if str(node.target) in SCATTERS else None
         if not isinstance(source, Spread):
             return None
-        shape = [self.numbers(size) for size in node.args[1].meta["val"].shape]
+        shape = [self.numbers(size) for size in operand(node, 1).meta["val"].shape]
         return tensor_of(source.value).expand(shape)
 
     def append_all(self, node: Node, args: Any, kwargs: dict[str, Any], reason: str | None) -> Any:
@@ -255,17 +256,6 @@ def cells_in(item: Any) -> list[Cell]:
     if isinstance(item, list):
         return [cell for part in item for cell in cells_in(part)]
     return [item] if isinstance(item, Cell) else []
-
-
-def mapped(tree: Any, change: Callable[[Node], Any]) -> Any:
-    """Nested arguments with something else for every node, as lists and dicts."""
-    if isinstance(tree, Node):
-        return change(tree)
-    if isinstance(tree, list | tuple):
-        return [mapped(item, change) for item in tree]
-    if isinstance(tree, dict):
-        return {key: mapped(item, change) for key, item in tree.items()}
-    return tree
 
 
 def _arranges(spelling: str, args: Any, kwargs: Any) -> bool:

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from unbranch.frontends.exported.memory import Cell, Fixed, Storage, merge, written_by
+from unbranch.frontends.exported.nodes import number, operand
 from unbranch.frontends.exported.shapes import FILLS_IN_PLACE
 from unbranch.frontends.exported.values import Number, Part, Spread, Values, cells_in, tensor_of
 from unbranch.ops import Operand
@@ -18,7 +19,7 @@ class Writes(Values):
 
     def write(self, node: Node) -> None:
         """An op that overwrites memory."""
-        if str(node.target) in FILLS_IN_PLACE and isinstance(self.items[node.args[0]], Part):
+        if str(node.target) in FILLS_IN_PLACE and isinstance(self.items[operand(node)], Part):
             self._fill(node)
             return
         for spread in (n for n in written_by(node) if isinstance(self.items[n], Spread)):
@@ -80,12 +81,13 @@ class Writes(Values):
 
     def _fill(self, node: Node) -> None:
         """A constant copied into a slice: a write to the cell that was sliced."""
-        part = self.items[node.args[0]]
+        part = self.items[operand(node)]
         cell = part.cell
         source = node.args[1] if len(node.args) > 1 else 0.0
-        constant = self.constant(self.items[source]) if isinstance(source, Node) else float(source)
+        constant = self.constant(self.items[source]) if isinstance(source, Node) else number(source)
         why = self._why_stays(node, [cell], cell.storage)
-        if why is None and (part.cuts is None or len(part.cuts) != 1):
+        cuts: list[tuple[int, int, int | None]] = list(part.cuts or ())
+        if why is None and len(cuts) != 1:
             why = "it writes to a part that is not one slab"
         if why is None and constant is None:
             why = "what is written depends on the input"
@@ -93,7 +95,7 @@ class Writes(Values):
             self.append_all(node, self.arguments(node.args[1:]), {}, why or "it writes to a constant")
             self._overwritten(cell, node)
         else:
-            axis, start, stop = part.cuts[0]
+            axis, start, stop = cuts[0]
             value = self.fresh(cell.nodes[0].meta["val"])
             first, last, _ = slice(start, stop).indices(value.shape[axis])
             slab = [last - first if i == axis else n for i, n in enumerate(value.shape)]
