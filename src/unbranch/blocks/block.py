@@ -62,12 +62,15 @@ class Sum(Branches):
     @no_type_check  # a recording would take the check's reading of sizes for ours
     def forward(self, x: Float[Tensor, "n c_in *size"]) -> Float[Tensor, "n c_out *out"]:
         """Add up the branches; in training, those together that can be."""
-        total, names = None, self.names
         if self.training and self.merging != "branches" and not torch.compiler.is_compiling():
             plan = self.training_plan(x)
             if plan.merged:
-                total, names = run_merged(plan, x), [name for name in names if name in plan.apart]
-        for name in names:
+                total = run_merged(plan, x)
+                for name in plan.apart:
+                    total += getattr(self, name)(x)  # nothing else reads what was merged
+                return self.norm(total)
+        total = None
+        for name in self.names:
             own = getattr(self, name)(x)
             total = own if total is None else total + own
         return self.norm(total)
