@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.support import fold_error, norms, randomize
-from unbranch.blocks import MobileOneBlock, RepMixer, RepVGGBlock, Sum
+from unbranch.blocks import MobileOneBlock, QARepVGGBlock, RepMixer, RepVGGBlock, RepVGGDW, Sum
 from unbranch.blocks.merged import check_training, compiled
 
 RepVGG = partial(RepVGGBlock, training="merged")
@@ -216,6 +216,13 @@ def test_a_branch_that_cannot_be_merged_stays_by_itself(
     assert apart_by(block, x) <= 1e-9
 
 
+@pytest.mark.parametrize("channels", [130, 131])
+def test_symmetric_products_are_halved(channels: int, generator: torch.Generator) -> None:
+    block = randomize(MobileOne(channels, channels, 1, num_branches=2).double(), generator)
+    x = torch.randn(3, channels, 9, 8, dtype=torch.float64, generator=generator) + 1
+    assert apart_by(block, x) <= 1e-9
+
+
 def test_gradients_share_no_memory(generator: torch.Generator) -> None:
     """Clipping multiplies each gradient in place."""
     block = randomize(MobileOne(6, 6, 1, num_branches=3), generator)
@@ -240,6 +247,17 @@ def test_synchronised_norms_keep_their_branches() -> None:
     plan = sum_of(block).training_plan(torch.ones(2, 6, 5, 5))
     assert plan.merged == ()
     assert all("SyncBatchNorm" in why for why in plan.apart.values())
+
+
+@pytest.mark.parametrize("block", [QARepVGGBlock(6, 6, training="merged"), RepVGGDW(6, training="merged")])
+def test_a_norm_behind_the_sum_merges_nothing_and_says_so(
+    block: nn.Module, generator: torch.Generator
+) -> None:
+    plan = sum_of(block).training_plan(torch.randn(2, 6, 5, 5, generator=generator))
+    assert plan.merged == ()
+    assert plan.apart["dense"] == "no other branch is like it"
+    assert "not in a batch norm" in plan.apart["pointwise"]
+    assert "not in a batch norm" in plan.apart["shortcut"]
 
 
 def test_what_keeps_every_branch(generator: torch.Generator) -> None:

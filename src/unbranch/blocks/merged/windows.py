@@ -9,6 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from unbranch.blocks.merged.fold import gram
+
 SAMPLES = 256
 FEW, PART = 32, 256
 
@@ -57,7 +59,7 @@ class Rows:
 
     def covariance(self) -> Tensor:
         """C^T C / M."""
-        return (self.centred.mT @ self.centred).div_(self.count)
+        return gram(self.centred, self.centred).div_(self.count)
 
     def convolve(self, weight: Tensor, offset: Tensor, out: Tensor) -> None:
         """One product."""
