@@ -68,6 +68,15 @@ def test_expanded_weights_give_a_plain_network_their_branches(
     assert (again.form, again.expanded) == ("expanded", ())
 
 
+def test_a_prefix_before_a_network_of_which_every_layer_is_expanded(tmp_path: Path) -> None:
+    def net() -> nn.Module:
+        return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4)).double().eval()
+
+    wide = expand(net(), "acnet", X)
+    torch.save({f"module.{name}": value for name, value in wide.state_dict().items()}, tmp_path / "a.pth")
+    assert load(net(), tmp_path / "a.pth", example_inputs=X).expanded == ("0",)
+
+
 def test_a_plain_network_is_unchanged_where_expanded_weights_do_not_fit(
     expanded: nn.Module, tmp_path: Path
 ) -> None:

@@ -188,6 +188,31 @@ def test_it_trains_and_deploys(net: nn.Module, x: Tensor) -> None:
     assert fold_error(wide(x), expected) <= 1e-10
 
 
+def test_other_people_s_fusing_may_write_into_it(net: nn.Module, x: Tensor) -> None:
+    """As ultralytics does: ``conv.weight, conv.bias = folded(conv, norm)``."""
+    wide = expand(net, "repvgg", x, where="stem")
+    layer = expanded(wide, "stem").train()
+    weight, bias = layer.weight, layer.bias
+    assert bias is not None
+    layer.weight, layer.bias = nn.Parameter(2 * weight.detach()), nn.Parameter(2 * bias.detach())
+    assert [name for name, _ in layer.named_parameters()] == ["branches.weight", "branches.bias"]
+    assert fold_error(layer.weight, 2 * weight) == 0
+    expected = nn.functional.conv2d(x, 2 * weight, 2 * bias, 2, 1)
+    assert fold_error(layer(x), expected) <= 1e-10
+
+
+def test_a_recipe_that_adds_nothing_leaves_a_layer_plain(generator: torch.Generator) -> None:
+    net = nn.Sequential(nn.Conv2d(4, 8, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, 1, 1)).eval()
+    x = torch.randn(1, 4, 7, 5, generator=generator)
+    done = expand_(net, "repvgg", x, where="[02]")
+    assert done.layers == ("2",)
+    assert done.left == (("0", "the recipe makes one branch of it, which is what it is"),)
+    with pytest.raises(
+        ValueError, match="no convolution of the model can be expanded; 0: the recipe makes one"
+    ):
+        expand_(net, "repvgg", x, where="0")
+
+
 @pytest.mark.parametrize(
     ("recipe", "where", "message"),
     [

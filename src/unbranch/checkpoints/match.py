@@ -66,6 +66,14 @@ class Target:
                 return ".".join(parts[:i]), ".".join(parts[i + 1 :])
         return None
 
+    def means(self, name: str) -> bool:
+        """Whether a tensor of that name belongs to the model in one form or another."""
+        if name in self.state or self.block_of(name) is not None:
+            return True
+        parts = name.split(".branches.")
+        heads = (".branches.".join(parts[:i]) for i in range(1, len(parts)))
+        return any(f"{head}.weight" in self.state for head in heads)
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -79,17 +87,32 @@ class Reading:
         """The reading with all tensors of these parts left out."""
         return replace(self, tensors={name: t for name, t in self.tensors.items() if not within(name, parts)})
 
+    def with_tied(self, target: Target) -> "Reading":
+        """The reading with the tensors that the model ties to others filled in: safetensors keeps one of each."""
+        kept = {_place(target.state[name]): name for name in self.tensors if name in target.state}
+        tied = {
+            name: self.tensors[kept[place]]
+            for name, tensor in target.state.items()
+            if name not in self.tensors and tensor.numel() and (place := _place(tensor)) in kept
+        }
+        return replace(self, tensors=self.tensors | tied)
+
 
 def within(name: str, parts: tuple[str, ...]) -> bool:
     """Whether a tensor's name lies in one of the parts, given by their paths."""
     return any(name == part or name.startswith(f"{part}.") for part in parts)
 
 
+def _place(tensor: Tensor) -> tuple[object, ...]:
+    """Equal for two names of one tensor."""
+    return tensor.device, tensor.data_ptr() or id(tensor), tensor.shape, tensor.stride()
+
+
 def read_as(tensors: Mapping[str, Tensor], target: Target) -> Reading:
     """The tensors under the prefix and the dialect with which most keys mean something to the model.
 
-    A name counts where the model has it, or where it lies under a block's branches, so that the other form of
-    the same network is recognised as what it is.
+    A name counts where the model has it, or where it lies under the branches of a block or of a convolution, so
+    that another form of the same network is recognised as what it is.
     """
     keys = tuple(tensors)
     if _AVERAGED in keys and all(key == _AVERAGED or key.startswith("module.") for key in keys):
@@ -99,7 +122,7 @@ def read_as(tensors: Mapping[str, Tensor], target: Target) -> Reading:
     for cut in prefix_lengths(keys):
         for dialect in DIALECTS:
             ours = {dialect.translate(key[cut:]): key for key in keys}
-            score = sum(name in target.state or target.block_of(name) is not None for name in ours)
+            score = sum(target.means(name) for name in ours)
             if len(ours) == len(keys) and score > best:
                 whose, names, best = dialect.whose, ours, score
     return Reading(whose, {name: tensors[key] for name, key in names.items()}, names)

@@ -3,7 +3,7 @@
 import copy
 from dataclasses import dataclass
 from math import prod
-from typing import no_type_check
+from typing import Any, no_type_check
 
 import torch
 from torch import Tensor, nn
@@ -77,6 +77,17 @@ class Expanded(Deployable, StandIn):
         if not isinstance(self.branches, Branches):
             return {}
         return {"branches": to_convolution(self.branches, self.example())}
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """A weight or bias that is put over the layer's own, as other people's fusing does, is that of the convolution it becomes."""
+        if name in ("weight", "bias") and "branches" in self._modules:
+            if isinstance(self.branches, Branches):
+                self.branches = to_convolution(copy.deepcopy(self.branches).eval(), self.example())
+            setattr(
+                self.branches[-1] if isinstance(self.branches, nn.Sequential) else self.branches, name, value
+            )
+        else:
+            super().__setattr__(name, value)
 
     def deployed_form(self) -> nn.Module | None:
         """The convolution itself, once the branches have become it."""

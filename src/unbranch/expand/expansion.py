@@ -22,6 +22,10 @@ from unbranch.frontends.modules.writing import Writer
 PLAIN = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
+class SingleBranch(ValueError):
+    """A recipe that adds nothing to a convolution."""
+
+
 @dataclass(frozen=True)
 class Expansion:
     """What `expand_` did: the paths of the layers that have branches now, and (path, why) of those left plain."""
@@ -96,6 +100,8 @@ def expand_(
         try:
             site = _site_of(layer, folding)
             made.append((path, layer, site, _branches(layer, site, folding, make)))
+        except SingleBranch as error:
+            left.append((path, str(error)))
         except (NotLinear, ValueError) as error:
             if where is not None:
                 raise ValueError(f"{path}: {error}") from error
@@ -190,9 +196,10 @@ def _branches(layer: nn.Module, site: Site | None, folding: Folding, recipe: Rec
         target = to_affine(layer, example)
     else:
         target = site.fact.evaluate(folding.recording.graph.device)
-    return expanded(
-        target, spec, recipe(spec), layer.weight.detach(), None if site is None else _end_of(site)
-    )
+    branches = recipe(spec)
+    if isinstance(branches, Sum) and _is_single(branches) and isinstance(branches.norm, nn.Identity):
+        raise SingleBranch("the recipe makes one branch of it, which is what it is")
+    return expanded(target, spec, branches, layer.weight.detach(), None if site is None else _end_of(site))
 
 
 def spec_of(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, norm: Callable[[int], nn.Module] | None) -> ConvSpec:
