@@ -10,7 +10,7 @@ import torch
 from onnx_ir.tensor_adapters import TorchTensor
 from torch import Tensor
 
-from unbranch.affine import ELEMENT, Affine, Geometry, NotLinear
+from unbranch.affine import ELEMENT, Affine, Geometry, NotLinear, cost
 from unbranch.fold.facts import Fact
 from unbranch.fold.graph import Graph
 from unbranch.ops import Reshape
@@ -50,16 +50,22 @@ def check_emittable(fact: Fact, opset: int) -> None:
         raise NotLinear(f"{g} on a value without spatial axes")
 
 
-def extra_work(fact: Fact) -> float:
-    """What must stand beside the convolution, or is denser than its groups, on top of its own work."""
-    g = fact.geometry
+def extra_work(graph: Graph, fact: Fact) -> float:
+    """What must stand beside the convolution, or is denser than its groups, on top of its own work.
+
+    A padding costs what one costs that stands there already, so that none is done again.
+    """
+    g, shape = fact.geometry, graph.values[fact.source].shape
     elements = prod(fact.shape)
     if g.is_diagonal:
         return _of_sum(elements) if fact.axis != 1 and g.biased else 0.0
     if not g.rank:
         dense = elements * (g.in_channels - g.in_channels // g.groups)
         return dense + (_of_sum(elements) if ndim_of(fact) > 2 and g.biased else 0.0)
-    if not g.transposed and _padded_beside(g):
+    if g.mode != "zeros" and g.is_padded:
+        size = [n + before + after for n, (before, after) in zip(shape[2:], g.padding, strict=True)]
+        return cost(Affine.identity(shape[1], g.rank).geometry, (shape[0] * prod(size),))
+    if not g.transposed and g.is_cropped:
         return 2 * ELEMENT * elements / max(g.out_channels, 1) * g.in_channels * prod(g.stride)
     return 0.0
 

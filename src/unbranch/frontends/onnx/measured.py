@@ -34,7 +34,9 @@ def costs_of(cost: str, runtime: str, model: ir.Model, reading: Reading, sweep: 
         ValueError: an unknown cost, or a runtime that runs no ONNX files.
     """
     if cost == "work":
-        return WorkCosts(reading.graph, extra_work, partial(nodes_written, reading.graph))
+        return WorkCosts(
+            reading.graph, partial(extra_work, reading.graph), partial(nodes_written, reading.graph)
+        )
     if cost != "measure":
         raise ValueError(f"cost={cost!r} is neither 'work' nor 'measure'")
     if runtime not in RUNTIMES:
