@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import timm
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save_file, save_model
 from timm.utils.model import reparameterize_model
 from torch import Tensor, nn
 
@@ -353,3 +353,22 @@ def test_the_result_says_what_was_done(
     count = len(ours.state_dict())
     expected = f"a.pth: {count} tensors loaded ({whose} names, training form, from ema, float16)"
     assert re.fullmatch(rf".*/{re.escape(expected)}", str(result))
+
+
+def test_tensors_that_the_model_ties_need_stand_in_the_file_once(tmp_path: Path) -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+            self.second.weight = self.first.weight
+
+    model, other = Tied(), Tied()
+    save_model(model, str(tmp_path / "tied.safetensors"))
+    result = load(other, tmp_path / "tied.safetensors")
+    assert torch.equal(other.second.weight, model.first.weight)
+    assert len(result.loaded) == 4
+    with pytest.raises(CheckpointError, match=r"missing 1: (first|second)\.weight"):
+        load(
+            nn.ModuleDict({"first": nn.Conv2d(3, 3, 1), "second": nn.Conv2d(3, 3, 1)}),
+            tmp_path / "tied.safetensors",
+        )

@@ -95,6 +95,7 @@ def load(
         _check_parts(parts, target, reading)
         reading = reading.without(parts)
         _check_forms(path, target, reading)
+        reading = reading.with_tied(target)
         absent = tuple(n for n in target.state if n not in reading.tensors and not within(n, parts))
         counters = tuple(name for name in absent if name.endswith(_COUNTER))
         _check_tensors(path, target, reading, tuple(name for name in absent if name not in counters))
