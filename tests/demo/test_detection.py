@@ -15,7 +15,7 @@ FEW = {"train": 8, "val": 4, "test": 4}
 TINY = {"block": "repvgg", "channels": [4, 8, 8, 8, 8], "depths": [1, 1, 1, 1], "neck_depth": 1}
 FILES = {
     "branched.onnx", "detections", "digits.bin", "digits.onnx", "digits.safetensors", "digits.xml", "results.json",
-    "results.md", "scenes", "scenes.png", "times.png", "training",
+    "results.md", "scenes", "scenes.jpg", "times.png", "training",
 }  # fmt: skip
 
 
@@ -33,8 +33,8 @@ def test_the_road_is_complete(demo: tuple[Path, Outcome]) -> None:
     assert {path.name for path in folder.iterdir()} == FILES
     assert set(LOOK) <= FILES
     assert len(list((folder / "detections").iterdir())) == FEW["test"]
-    for name in ("scenes", "times"):
-        assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert (folder / "times.png").read_bytes().startswith(b"\x89PNG")
+    assert (folder / "scenes.jpg").read_bytes().startswith(b"\xff\xd8")
     assert (folder / "training" / "train_batch.jpg").exists()
     assert outcome.proved
     assert outcome.before.map50 == pytest.approx(outcome.after.map50, abs=1e-3)

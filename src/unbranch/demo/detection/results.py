@@ -20,8 +20,9 @@ COLUMNS = 4
 GAP = 8
 ENLARGED = 2
 WHITE = 255
+QUALITY = 85
 LOOK = {
-    "scenes.png": "scenes that were held out, and what the exported network finds on them",
+    "scenes.jpg": "scenes that were held out, and what the exported network finds on them",
     "detections": "the same scenes, one file each",
     "training": "a training batch, losses, precision and recall, confusion",
     "times.png": "branched and folded, timed in turn",
@@ -76,7 +77,7 @@ def markdown(outcome: Outcome) -> str:
         f"Trained in {outcome.trained:.0f} s, {outcome.all:.0f} s in all. "
         + ("Passed." if outcome.passed else "**NOT PASSED.**"),
         "",
-        *(f"![{name}]({name}.png)\n" for name in ("scenes", "times")),
+        *(f"![{file}]({file})\n" for file in ("scenes.jpg", "times.png")),
     ]
     return "\n".join(lines)
 
@@ -91,13 +92,13 @@ def write_results(outcome: Outcome, folder: Path) -> None:
 
 
 def contact_sheet(detector: Detector, pictures: list[Path], target: Path) -> None:
-    """A PNG of the pictures, enlarged, in rows of four, with what the detector finds on each."""
+    """One picture of all, enlarged, in rows of four, with what the detector finds on each."""
     sheets = [_enlarged(detector, read_picture(path)) for path in pictures]
     sheets += [np.full_like(sheets[0], WHITE)] * (-len(sheets) % COLUMNS)
     lines = [np.concatenate(sheets[i : i + COLUMNS], axis=1) for i in range(0, len(sheets), COLUMNS)]
     whole = np.concatenate(lines)[:-GAP, :-GAP]
     with replacing(target) as part:
-        cv2.imwrite(str(part), whole)
+        cv2.imwrite(str(part), whole, (cv2.IMWRITE_JPEG_QUALITY, QUALITY))
 
 
 def _enlarged(detector: Detector, pixels: Pixels) -> Pixels:

@@ -107,7 +107,7 @@ def run(
     with stage("detecting, drawing"):
         detector = Detector(folder / "digits.onnx", SIZE)
         detect(detector, pictures[:SHOWN], folder / "detections")
-        contact_sheet(detector, pictures[:SHOWN], folder / "scenes.png")
+        contact_sheet(detector, pictures[:SHOWN], folder / "scenes.jpg")
         outcome = Outcome(
             before,
             after,
