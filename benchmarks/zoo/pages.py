@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.zoo.networks import Network, known
-from benchmarks.zoo.running import RESULTS, ROOT, read_row
+from benchmarks.zoo.running import RESULTS, ROOT, code_version, read_row
 
 PAGE = ROOT / "docs" / "zoo.md"
 FRONT_ENDS = {"module": "modules", "exported": "exported programs", "onnx": "ONNX files"}
@@ -213,6 +213,10 @@ def _files() -> list[str]:
         "",
     ]
     timed = [(n, r) for n, r in rows if r["outcome"] == "timed"]
+    older = [n.name for n, r in timed if r["code"] != code_version()]
+    if older:
+        again = "`python -m benchmarks.zoo --front file --again stale` takes them anew"
+        lines += [f"Times of {len(older)} of the {len(timed)} are those of older code: {again}.", ""]
     lines += table(
         ("network", *(titles.get(form, form) for form in forms)),
         [[n.name, *(f"{r['convolutions'][f]} / {r['ops'][f]}" if f in r["ops"] else "–" for f in forms)] for n, r in timed],
