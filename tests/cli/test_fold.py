@@ -1,6 +1,7 @@
 """The verbs that fold: what they print, what they write, and how they end."""
 
 import json
+import resource
 from pathlib import Path
 
 import pytest
@@ -219,6 +220,14 @@ def test_an_exported_program_is_folded_as_a_file(tmp_path: Path, generator: torc
     assert "equal" in run("verify", source, target)[0]
     for options in (["-o", tmp_path / "x.safetensors"], ["--trust", "observed"], ["-w", target]):
         run("reparameterize", source, *options, code=WRONG_INPUT)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        _, said = run("reparameterize", source, "-o", tmp_path / "full.pt2", code=WRONG_INPUT)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert said.strip() == f"error: {tmp_path / 'full.pt2'}: cannot be written: File too large"
+    assert sorted(tmp_path.iterdir()) == [target, source]
 
 
 def test_an_onnx_model_is_folded_as_a_file(tmp_path: Path, generator: torch.Generator) -> None:

@@ -18,6 +18,7 @@ from unbranch.cli.forms.network import (
 )
 from unbranch.deploy.bench import benchmark
 from unbranch.detect.errors import InputError
+from unbranch.detect.files import replacing
 from unbranch.fold.certificate import Certificate
 from unbranch.fold.report import Report
 from unbranch.frontends.exported import load_exported, save_exported
@@ -67,8 +68,8 @@ class ProgramNetwork:
 
     def save(self, target: Path) -> Certificate | None:
         """See `Network`."""
-        target.parent.mkdir(parents=True, exist_ok=True)
-        save_exported(self.program, target)
+        with replacing(target) as part:
+            save_exported(self.program, part)
         return None
 
     def time(self, after: Network, runtimes: Sequence[str], **options: Any) -> dict[str, Paired]:

@@ -1,5 +1,6 @@
 """`.pt2` files: read whole or refused, written whole or not at all."""
 
+import io
 import logging
 import os
 import tempfile
@@ -99,11 +100,14 @@ def save_exported(program: ExportedProgram, path: str | os.PathLike[str]) -> Non
 
     Raises:
         ValueError: the name does not end in ``.pt2``, by which torch knows its files.
+        OSError: there is no place for it, or no room.
     """
     path = Path(path)
     if path.suffix != ".pt2":
         raise ValueError(f"{path}: the file of an exported program ends in .pt2")
+    content = io.BytesIO()  # torch's own writer ends the process where the disk is full
+    torch.export.save(program, content)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder:
         temporary = Path(folder) / path.name
-        torch.export.save(program, temporary)
+        temporary.write_bytes(content.getbuffer())
         os.replace(temporary, path)
