@@ -31,3 +31,9 @@ def replacing(target: Path) -> Iterator[Path]:
             part.unlink(missing_ok=True)
     except OSError as error:
         raise InputError(f"{target}: cannot be written: {error.strerror or error}") from error
+
+
+def clear_parts(folder: Path) -> None:
+    """Remove what `replacing` could not, because its process was killed: files on their way to a name in `folder`."""
+    for part in folder.glob(f".*.{'[0-9a-f]' * 8}.part*"):
+        part.unlink(missing_ok=True)

@@ -21,7 +21,7 @@ from unbranch.detect.data.check import Split, check_splits
 from unbranch.detect.data.spec import open_spec
 from unbranch.detect.errors import InputError
 from unbranch.detect.evaluation import validate
-from unbranch.detect.files import replacing
+from unbranch.detect.files import clear_parts, replacing
 from unbranch.detect.forms import take_form
 from unbranch.detect.metrics import Metrics
 from unbranch.detect.schedule import Plan
@@ -92,6 +92,8 @@ def train(
         job = Job.read(out)
     else:
         job = _new_job(out, data, DEFAULT_MODEL if model is None else model, settings)
+    if _is_first():
+        clear_parts(out)
     narrator = Narrator(quiet or not _is_first())
     with _quiet_lightning():
         return _run(job, out, narrator)
