@@ -8,14 +8,13 @@ evaluator (COCO's), each with its own usual suppression. Example:
 """
 
 import argparse
-import json
 import os
-import platform
 import shutil
 import statistics
 import time
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +25,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from unbranch.detect import train, validate
+from benchmarks.runs import Run, made, measures, over_seeds, trained
+from unbranch.detect import validate
 from unbranch.detect.data import Report, open_spec
-from unbranch.detect.files import replacing
-from unbranch.detect.metrics import Metrics
-from unbranch.detect.training.settings import SETTINGS_FILE
 from unbranch.detect.validation import MEASURING, plain_table
 
 OURS: dict[str, dict[str, Any]] = {
@@ -43,41 +40,13 @@ PEER = "ultralytics"
 PEER_IOU = 0.7
 
 
-@dataclass(frozen=True)
-class Run:
-    """One training: which network, on what, for how long, and where it is kept."""
-
-    network: str
-    seed: int
-    epochs: int
-    size: int
-    batch: int
-    data: Path
-    out: Path
-
-    @property
-    def name(self) -> str:
-        """Names its files."""
-        return f"{self.network}-{self.size}px-{self.epochs}ep-seed{self.seed}"
-
-    @property
-    def file(self) -> Path:
-        """What it found."""
-        return self.out / f"{self.name}.json"
-
-
 def main() -> None:
     """Train what is not there yet, then print the table."""
-    runs = list(asked_for())
-    for run in runs:
-        if run.file.exists():
-            print(f"{run.name}: done before")
-            continue
-        print(f"{run.name}: training", flush=True)
-        found = with_ultralytics(run) if run.network == PEER else with_ours(run)
-        with replacing(run.file) as part:
-            part.write_text(json.dumps({**about(run), **found}, indent=2) + "\n", encoding="utf-8")
-    print(summary([json.loads(run.file.read_text()) for run in runs]))
+    made(
+        list(asked_for()),
+        lambda run: with_ultralytics(run) if run.network == PEER else with_ours(run),
+        summary,
+    )
 
 
 def asked_for() -> Iterator[Run]:
@@ -106,22 +75,9 @@ def asked_for() -> Iterator[Run]:
             )
 
 
-def about(run: Run) -> dict[str, Any]:
-    """What was run, and where."""
-    plain = {key: getattr(run, key) for key in ("network", "seed", "epochs", "size", "batch")}
-    return {**plain, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "python": platform.python_version(),
-            "torch": torch.__version__}  # fmt: skip
-
-
 def with_ours(run: Run) -> dict[str, Any]:
-    """Train ours, from its last epoch where it was broken off."""
-    folder = run.out / run.name
-    if (folder / SETTINGS_FILE).exists():
-        result = train(folder=folder, resume=True)
-    else:
-        options = dict[str, Any](epochs=run.epochs, size=run.size, batch=run.batch, seed=run.seed, patience=0)
-        options |= {"accelerator": "cpu", "network": OURS[run.network]}
-        result = train(run.data, "yolov5n", folder=folder, **options)
+    """Train ours and measure it."""
+    result = trained(run, network=OURS[run.network])
     rows = result.history.rows
     metrics = validate(result.best, run.data, "test", run.size, cache="ram").metrics
     return {
@@ -184,11 +140,6 @@ def median_span(starts: list[float], ends: list[float]) -> float:
     return statistics.median(spans) if spans else float("nan")
 
 
-def measures(metrics: Metrics) -> dict[str, Any]:
-    """What counts of the metrics."""
-    return {"map50": metrics.map50, "map": metrics.map, "classes": metrics.to_dict()["classes"]}
-
-
 def as_yolo(run: Run) -> Path:
     """The same data, the same boxes, in the form that the peer reads."""
     root = run.out / "data"
@@ -221,33 +172,20 @@ def as_yolo(run: Run) -> Path:
 
 def summary(results: list[dict[str, Any]]) -> str:
     """Mean and standard deviation over the seeds for each network, and the comparison with the peer."""
-    networks = dict.fromkeys(result["network"] for result in results)
+    map50, whole, training, epoch = (
+        over_seeds(results, key) for key in ("map50", "map", "seconds_training", "seconds_epoch")
+    )
+    runs = Counter(result["network"] for result in results)
     rows: list[list[Any]] = [["network", "runs", "mAP50", "±", "mAP50-95", "±", "s training", "s epoch"]]
-    means: dict[str, tuple[float, float, float]] = {}
-    for network in networks:
-        own = [result for result in results if result["network"] == network]
-        columns = {
-            key: [result[key] for result in own]
-            for key in ("map50", "map", "seconds_training", "seconds_epoch")
-        }
-        spread = {
-            key: statistics.stdev(values) if len(values) > 1 else float("nan")
-            for key, values in columns.items()
-        }
-        mean = {key: statistics.fmean(values) for key, values in columns.items()}
-        means[network] = mean["map50"], spread["map50"], mean["seconds_epoch"]
-        rows.append([network, len(own), mean["map50"], spread["map50"], mean["map"], spread["map"],
-                     mean["seconds_training"], mean["seconds_epoch"]])  # fmt: skip
+    rows += [[n, runs[n], *map50[n], *whole[n], training[n][0], epoch[n][0]] for n in map50]
     lines = [plain_table(rows)]
-    if PEER in means:
-        peer, peer_spread, peer_seconds = means[PEER]
-        for network, (mean, spread, seconds) in means.items():
-            if network != PEER:
-                pooled = ((spread**2 + peer_spread**2) / 2) ** 0.5
-                lines.append(
-                    f"{network} against {PEER}: mAP50 {mean - peer:+.3f} (one pooled standard deviation is {pooled:.3f}), "
-                    f"{seconds / peer_seconds:.2f} of its seconds an epoch"
-                )
+    for network in map50.keys() - {PEER} if PEER in map50 else ():
+        (mean, spread), (peer, peer_spread) = map50[network], map50[PEER]
+        pooled = ((spread**2 + peer_spread**2) / 2) ** 0.5
+        lines.append(
+            f"{network} against {PEER}: mAP50 {mean - peer:+.3f} (one pooled standard deviation is {pooled:.3f}), "
+            f"{epoch[network][0] / epoch[PEER][0]:.2f} of its seconds an epoch"
+        )
     return "\n".join(lines)
 
 

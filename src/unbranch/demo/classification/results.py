@@ -1,6 +1,5 @@
 """The demo's results as a table for a reader, as JSON for machines, and as pictures."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -9,10 +8,8 @@ from torch import Tensor
 
 from unbranch.demo.classification.digits import Digits
 from unbranch.demo.classification.outcome import Outcome
-from unbranch.deploy.runtimes import RUNTIMES
-from unbranch.detect.files import replacing
+from unbranch.demo.tables import Row, compared, page
 from unbranch.report.pictures import draw_kernels, draw_predictions, draw_times
-from unbranch.report.tables import scaled, timing_cells
 
 SHOWN_DIGITS, MOST_WRONG = 30, 10
 LOOK = {
@@ -25,17 +22,14 @@ LOOK = {
 """What to look at, by name."""
 
 
-def rows(outcome: Outcome) -> list[tuple[str, str, str, str]]:
+def rows(outcome: Outcome) -> list[Row]:
     """What is measured, of the branched network and of the folded one, and the ratio of times."""
-    before, after = outcome.report.before, outcome.report.after
-    found = [
-        ("ops in a run", str(before.ops), str(after.ops), ""),
-        ("parameters", scaled(before.parameters), scaled(after.parameters), ""),
-        ("multiply-adds", scaled(before.multiply_adds), scaled(after.multiply_adds), ""),
-        ("test accuracy", f"{100 * outcome.accuracy_branched:.1f} %", f"{100 * outcome.accuracy:.1f} %", ""),
-    ]
-    found += [(f"{RUNTIMES[name]}, ms", *timing_cells(paired)) for name, paired in outcome.times.items()]
-    return found
+    accuracy = (
+        "test accuracy",
+        f"{100 * outcome.accuracy_branched:.1f} %",
+        f"{100 * outcome.accuracy:.1f} %",
+    )
+    return compared(outcome.report.before, outcome.report.after, [accuracy], outcome.times)
 
 
 def proofs(outcome: Outcome) -> list[str]:
@@ -49,29 +43,15 @@ def proofs(outcome: Outcome) -> list[str]:
 
 def markdown(outcome: Outcome) -> str:
     """The results as a page of Markdown."""
-    lines = ["# A branched network, folded", "", "| | branched | folded | ratio |", "|---|---|---|---|"]
-    lines += [f"| {' | '.join(row)} |" for row in rows(outcome)]
-    lines += [
-        "",
-        "Times of one digit on one thread: median (quartiles) of runs in turn; the ratio with its 95 % interval.",
-        "",
-    ]
-    lines += [f"- {proof}" for proof in proofs(outcome)]
-    lines += [
-        "",
-        f"Trained in {outcome.seconds:.0f} s. " + ("Passed." if outcome.passed else "**NOT PASSED.**"),
-        "",
-    ]
-    lines += [f"![{name}]({name}.png)\n" for name in ("kernels", "predictions", "times")]
-    return "\n".join(lines)
-
-
-def write_results(outcome: Outcome, folder: Path) -> None:
-    """`results.md` and `results.json`."""
-    with replacing(folder / "results.json") as part:
-        part.write_text(json.dumps(outcome.to_dict(), indent=2) + "\n", encoding="utf-8")
-    with replacing(folder / "results.md") as part:
-        part.write_text(markdown(outcome), encoding="utf-8")
+    return page(
+        "A branched network, folded",
+        rows(outcome),
+        proofs(outcome),
+        measured="Times of one digit on one thread",
+        end=f"Trained in {outcome.seconds:.0f} s.",
+        passed=outcome.passed,
+        pictures=("kernels.png", "predictions.png", "times.png"),
+    )
 
 
 def draw(

@@ -11,9 +11,10 @@ from unbranch.affine import Affine, regroup
 from unbranch.blocks import Block, Sum
 from unbranch.demo.classification.digits import load_digits
 from unbranch.demo.classification.outcome import Outcome
-from unbranch.demo.classification.results import draw, write_results
+from unbranch.demo.classification.results import draw, markdown
 from unbranch.demo.classification.training import accuracy, predict, train
 from unbranch.demo.stages import Stage, quietly
+from unbranch.demo.tables import write_results
 from unbranch.deploy import export_onnx, save_weights
 from unbranch.deploy.bench import benchmark
 from unbranch.deploy.weights import check_writable
@@ -66,7 +67,7 @@ def run(
         seconds,
     )
     with stage("drawing"):
-        write_results(outcome, folder)
+        write_results(folder, outcome.to_dict(), markdown(outcome))
         draw(outcome, folder, digits, after, kernels(model))
     return outcome
 

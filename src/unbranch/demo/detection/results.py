@@ -1,6 +1,5 @@
 """The demo's results as a table for a reader, as JSON for machines, and as pictures."""
 
-import json
 from pathlib import Path
 
 import cv2
@@ -8,13 +7,11 @@ import numpy as np
 import torch
 
 from unbranch.demo.detection.outcome import Outcome
-from unbranch.deploy.runtimes import RUNTIMES
+from unbranch.demo.tables import Row, compared, page
 from unbranch.detect.files import replacing
 from unbranch.detect.predict import Detector
 from unbranch.detect.sources import Pixels, read_picture
 from unbranch.detect.writers import draw
-from unbranch.report.pictures import draw_times
-from unbranch.report.tables import scaled, timing_cells
 
 COLUMNS = 4
 GAP = 8
@@ -32,18 +29,14 @@ LOOK = {
 """What to look at, by name."""
 
 
-def rows(outcome: Outcome) -> list[tuple[str, str, str, str]]:
+def rows(outcome: Outcome) -> list[Row]:
     """What is measured, of the branched network and of the folded one, and the ratio of times."""
     before, after = outcome.before, outcome.after
-    found = [
-        ("ops in a run", str(before.totals.ops), str(after.totals.ops), ""),
-        ("parameters", scaled(before.totals.parameters), scaled(after.totals.parameters), ""),
-        ("multiply-adds", scaled(before.totals.multiply_adds), scaled(after.totals.multiply_adds), ""),
-        ("mAP50", f"{before.map50:.3f}", f"{after.map50:.3f}", ""),
-        ("mAP50-95", f"{before.map:.3f}", f"{after.map:.3f}", ""),
+    quality = [
+        ("mAP50", f"{before.map50:.3f}", f"{after.map50:.3f}"),
+        ("mAP50-95", f"{before.map:.3f}", f"{after.map:.3f}"),
     ]
-    found += [(f"{RUNTIMES[name]}, ms", *timing_cells(paired)) for name, paired in outcome.times.items()]
-    return found
+    return compared(before.totals, after.totals, quality, outcome.times)
 
 
 def proofs(outcome: Outcome) -> list[str]:
@@ -59,36 +52,19 @@ def proofs(outcome: Outcome) -> list[str]:
 def markdown(outcome: Outcome) -> str:
     """The results as a page of Markdown."""
     scenes = outcome.scenes
-    lines = [
-        "# A YOLOv5 with RepVGG in its C3, trained with branches, shipped without",
-        "",
-        f"Handwritten digits on photographs: {scenes['train']} scenes to train on, {scenes['test']} held out, made of",
-        "other digits and other photographs.",
-        "",
-        "| | branched | folded | ratio |",
-        "|---|---|---|---|",
-        *(f"| {' | '.join(row)} |" for row in rows(outcome)),
-        "",
-        "mAP on the scenes that were held out. Times of one scene on one thread: median (quartiles) of runs in turn;",
-        "the ratio with its 95 % interval.",
-        "",
-        *(f"- {proof}" for proof in proofs(outcome)),
-        "",
-        f"Trained in {outcome.trained:.0f} s, {outcome.all:.0f} s in all. "
-        + ("Passed." if outcome.passed else "**NOT PASSED.**"),
-        "",
-        *(f"![{file}]({file})\n" for file in ("scenes.jpg", "times.png")),
-    ]
-    return "\n".join(lines)
-
-
-def write_results(outcome: Outcome, folder: Path) -> None:
-    """`results.md`, `results.json` and `times.png`."""
-    with replacing(folder / "results.json") as part:
-        part.write_text(json.dumps(outcome.to_dict(), indent=2) + "\n", encoding="utf-8")
-    with replacing(folder / "results.md") as part:
-        part.write_text(markdown(outcome), encoding="utf-8")
-    draw_times(outcome.times, folder / "times.png", "One scene, one thread: branched and folded")
+    return page(
+        "A YOLOv5 with RepVGG in its C3, trained with branches, shipped without",
+        rows(outcome),
+        proofs(outcome),
+        about=(
+            f"Handwritten digits on photographs: {scenes['train']} scenes to train on, {scenes['test']} held out, made of",
+            "other digits and other photographs.",
+        ),
+        measured="mAP on the scenes that were held out. Times of one scene on one thread",
+        end=f"Trained in {outcome.trained:.0f} s, {outcome.all:.0f} s in all.",
+        passed=outcome.passed,
+        pictures=("scenes.jpg", "times.png"),
+    )
 
 
 def contact_sheet(detector: Detector, pictures: list[Path], target: Path) -> None:

@@ -14,9 +14,10 @@ import torch
 
 from unbranch import verbs
 from unbranch.demo.detection.outcome import Measured, Outcome
-from unbranch.demo.detection.results import contact_sheet, write_results
+from unbranch.demo.detection.results import contact_sheet, markdown
 from unbranch.demo.detection.scenes import write_scenes
 from unbranch.demo.stages import Stage, quietly
+from unbranch.demo.tables import write_results
 from unbranch.deploy import Paired, export_onnx
 from unbranch.deploy.bench import benchmark
 from unbranch.deploy.weights import check_writable
@@ -32,6 +33,7 @@ from unbranch.detect.running import detect
 from unbranch.detect.sources import read_picture
 from unbranch.detect.training import train
 from unbranch.models.yolo import YOLO
+from unbranch.report.pictures import draw_times
 
 SIDE, SIZE = 256, 128
 """Pixels of a scene, and of the network's input: half, so that resizing is a mean of four."""
@@ -119,7 +121,8 @@ def run(
             trained_in,
             time.perf_counter() - start,
         )
-        write_results(outcome, folder)
+        write_results(folder, outcome.to_dict(), markdown(outcome))
+        draw_times(outcome.times, folder / "times.png", "One scene, one thread: branched and folded")
     return outcome
 
 

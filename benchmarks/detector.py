@@ -1,6 +1,6 @@
 """A trained detector before and after folding: the same boxes on every picture of a split, and what it takes.
 
-    python benchmarks/bench_detector.py WEIGHTS DATA [--split test] [--size 320] [--confidence 0.25] [--threads 1] [--pairs 60]
+    python benchmarks/detector.py WEIGHTS DATA [--split test] [--size 320] [--confidence 0.25] [--threads 1] [--pairs 60]
 
 Weights are in training form, as `unbranch train` writes them. Both forms run in torch, ONNX Runtime and
 OpenVINO on every picture of the split; the boxes of all six are held against those of the network as it was
