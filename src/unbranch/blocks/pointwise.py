@@ -8,6 +8,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+_CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+
 
 def layout_of(x: Tensor) -> torch.memory_format:
     """Channels last where the channels of one pixel lie side by side, and not by accident."""
@@ -26,23 +28,23 @@ def _learns(layer: nn.Module) -> bool:
     return torch.is_grad_enabled() and (layer.training or not torch.compiler.is_compiling())
 
 
-def _chosen(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, x: Tensor) -> Tensor:
-    """The pixels that the layer reads, laid out as ``x`` is: a view in steps would pass for the default layout."""
-    return pixels(x, layer.stride).contiguous(memory_format=layout_of(x))
-
-
-class StridedPointwise1d(nn.Conv1d):
-    """See `StridedPointwise2d`."""
+class _Strided(nn.modules.conv._ConvNd):
+    """In front of one of torch's layers."""
 
     @no_type_check  # a recording would take the check's reading of sizes for ours
-    def forward(self, x: Float[Tensor, "n c_in w"]) -> Float[Tensor, "n c_out w_out"]:
-        """Convolve."""
+    def forward(self, input: Float[Tensor, "n c_in *size"]) -> Float[Tensor, "n c_out *out"]:
+        """Convolve the pixels that are read, laid out as ``input`` is: a view in steps would pass for the default layout."""
         if not _learns(self):
-            return super().forward(x)
-        return F.conv1d(_chosen(self, x), self.weight, self.bias, groups=self.groups)
+            return super().forward(input)
+        chosen = pixels(input, self.stride).contiguous(memory_format=layout_of(input))
+        return _CONVOLVE[len(self.stride)](chosen, self.weight, self.bias, groups=self.groups)
 
 
-class StridedPointwise2d(nn.Conv2d):
+class StridedPointwise1d(_Strided, nn.Conv1d):
+    """See `StridedPointwise2d`."""
+
+
+class StridedPointwise2d(_Strided, nn.Conv2d):
     """y[o] = w x[stride · o] + b, 1x1, no padding: torch's layer, but for which pixels it is given while gradients are on.
 
     torch 2.14's backward of such a convolution, in channels-last on a CPU and with few input channels, writes past its memory; with the
@@ -52,23 +54,9 @@ class StridedPointwise2d(nn.Conv2d):
     torch.Size([2, 4, 3, 4])
     """
 
-    @no_type_check  # a recording would take the check's reading of sizes for ours
-    def forward(self, x: Float[Tensor, "n c_in h w"]) -> Float[Tensor, "n c_out h_out w_out"]:
-        """Convolve."""
-        if not _learns(self):
-            return super().forward(x)
-        return F.conv2d(_chosen(self, x), self.weight, self.bias, groups=self.groups)
 
-
-class StridedPointwise3d(nn.Conv3d):
+class StridedPointwise3d(_Strided, nn.Conv3d):
     """See `StridedPointwise2d`."""
-
-    @no_type_check  # a recording would take the check's reading of sizes for ours
-    def forward(self, x: Float[Tensor, "n c_in d h w"]) -> Float[Tensor, "n c_out d_out h_out w_out"]:
-        """Convolve."""
-        if not _learns(self):
-            return super().forward(x)
-        return F.conv3d(_chosen(self, x), self.weight, self.bias, groups=self.groups)
 
 
 STRIDED_POINTWISE = {1: StridedPointwise1d, 2: StridedPointwise2d, 3: StridedPointwise3d}
