@@ -2,8 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
-from typing import Self, TypeAlias
+from typing import TypeAlias
 
 import torch
 
@@ -20,7 +19,8 @@ class Fact:
 
     ``axis`` is the source's channel axis. ``members`` are the nodes on the way. ``layout`` is set while the elements stand in another
     arrangement than the map's own output, and ``pending`` then lists the nodes that moved them. ``border`` is set while a border
-    is being written, ``past`` right after, for the writes that say once more what it holds already.
+    is being written, ``past`` right after, for the writes that say once more what it holds already. ``rule`` makes the map's numbers of
+    those of ``parts``, or of ``terms`` where these are others.
     """
 
     value: int
@@ -35,6 +35,7 @@ class Fact:
     past: Border | None = None
     parts: tuple["Fact", ...] = ()
     rule: Rule | None = field(default=None, repr=False)
+    terms: tuple["Fact", ...] | None = field(default=None, repr=False)
 
     @property
     def key(self) -> tuple[int, int]:
@@ -59,17 +60,17 @@ class Fact:
     def _evaluated(self, device: torch.device, memo: dict[int, Affine]) -> Affine:
         known = memo.get(id(self))
         if known is None:
-            if self.rule is None:
-                known = _identity(self.geometry.in_channels, self.geometry.rank).to(device)
-            else:
-                parts = self.rule.terms if isinstance(self.rule, Summing) else self.parts
-                known = self.rule(*[part._evaluated(device, memo) for part in parts])
+            terms = self.parts if self.terms is None else self.terms
+            known = (
+                self._identity(device)
+                if self.rule is None
+                else self.rule(*[t._evaluated(device, memo) for t in terms])
+            )
             memo[id(self)] = known
         return known
 
-
-_identity = lru_cache(maxsize=64)(Affine.identity)
-"""The same few widths come again and again."""
+    def _identity(self, device: torch.device) -> Affine:
+        return Affine.identity(self.geometry.in_channels, self.geometry.rank).to(device)
 
 
 def identity_fact(value: int, shape: tuple[int, ...], axis: int) -> Fact:
@@ -111,27 +112,26 @@ MOST_TERMS = 32
 
 @dataclass(frozen=True, eq=False)
 class Summing:
-    """The rule that adds its terms, each with its factor; the terms of the sums among a sum's parts are its own."""
+    """The rule that adds its terms, each with its factor."""
 
-    terms: tuple[Fact, ...]
     factors: tuple[float, ...]
 
-    @classmethod
-    def of(cls, parts: Sequence[Fact], factors: Sequence[float]) -> Self:
-        """The rule of a sum of ``parts``."""
-        terms: list[tuple[Fact, float]] = []
-        for part, factor in zip(parts, factors, strict=True):
-            inner = part.rule
-            if isinstance(inner, Summing) and len(inner.terms) + len(terms) < MOST_TERMS:
-                terms += zip(inner.terms, (factor * f for f in inner.factors), strict=True)
-            else:
-                terms.append((part, factor))
-        return cls(tuple(part for part, _ in terms), tuple(factor for _, factor in terms))
-
-    def __call__(self, *parts: Affine) -> Affine:
+    def __call__(self, *terms: Affine) -> Affine:
         """The sum."""
-        wide = (part.to(torch.float64) for part in parts)
-        return add(*(part if f == 1 else _times(part, f) for part, f in zip(wide, self.factors, strict=True)))
+        wide = (term.to(torch.float64) for term in terms)
+        return add(*(term if f == 1 else _times(term, f) for term, f in zip(wide, self.factors, strict=True)))
+
+
+def summed(parts: Sequence[Fact], factors: Sequence[float]) -> tuple[tuple[Fact, ...], Summing]:
+    """The terms of a sum of ``parts`` and its rule; the terms of the sums among the parts are its own."""
+    terms: list[tuple[Fact, float]] = []
+    for part, factor in zip(parts, factors, strict=True):
+        inner = part.terms or ()
+        if isinstance(part.rule, Summing) and len(inner) + len(terms) < MOST_TERMS:
+            terms += zip(inner, (factor * f for f in part.rule.factors), strict=True)
+        else:
+            terms.append((part, factor))
+    return tuple(term for term, _ in terms), Summing(tuple(factor for _, factor in terms))
 
 
 def _times(part: Affine, factor: float) -> Affine:

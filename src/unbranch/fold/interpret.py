@@ -22,13 +22,12 @@ from unbranch.fold.border import Border, per_channel
 from unbranch.fold.facts import (
     Fact,
     Rule,
-    Summing,
-    chained,
     composing,
     identity_fact,
     padding_with_bias,
     selecting,
     stacking,
+    summed,
     unchanged,
 )
 from unbranch.fold.graph import Graph, Node
@@ -130,6 +129,7 @@ class _Step(NamedTuple):
     layout: Layout | None = None
     border: Border | None = None
     past: Border | None = None
+    terms: tuple[Fact, ...] | None = None
 
 
 def _apply(graph: Graph, record: Record, inputs: list[Fact], node: Node, output: int) -> Fact:
@@ -170,6 +170,7 @@ def _apply(graph: Graph, record: Record, inputs: list[Fact], node: Node, output:
         past=step.past,
         parts=step.parts,
         rule=step.rule,
+        terms=step.terms,
     )
 
 
@@ -206,14 +207,14 @@ def _mapped(graph: Graph, fact: Fact, record: Map, ndim: int) -> _Step:
     ):
         raise NotLinear(f"{second.geometry} on a value whose elements stand in another arrangement")
     geometry = compose_geometry(fact.geometry, second.geometry)
+    if not fact.is_start:
+        return _Step(geometry, (fact,), composing(second), fact.layout)
 
-    def rule(part: Affine) -> Affine:
-        if not fact.is_start:
-            return chained(part, second)
-        behind = second.to(part.weight.device)
-        return Affine.of(geometry, behind.weight, behind.bias)
+    def alone() -> Affine:
+        here = second.to(graph.device)
+        return Affine.of(geometry, here.weight, here.bias)
 
-    return _Step(geometry, (fact,), rule, fact.layout)
+    return _Step(geometry, (fact,), alone, fact.layout, terms=())
 
 
 def _summed(inputs: list[Fact], record: Sum) -> _Step:
@@ -223,7 +224,8 @@ def _summed(inputs: list[Fact], record: Sum) -> _Step:
     if head.layout is not None:
         raise NotLinear("a sum of values whose elements stand in another arrangement")
     geometry = add_geometry([fact.geometry for fact in inputs])
-    return _Step(geometry, tuple(inputs), Summing.of(inputs, record.factors))
+    terms, rule = summed(inputs, record.factors)
+    return _Step(geometry, tuple(inputs), rule, terms=terms)
 
 
 def _joined(inputs: list[Fact], axis: int) -> _Step:
