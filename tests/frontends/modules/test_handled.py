@@ -334,6 +334,24 @@ def test_half_types_are_no_further_off_than_a_cast_of_the_exact_fold(dtype: torc
             assert torch.equal(mine, best)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_layers_without_norms_are_added_in_float64_and_cast_once(dtype: torch.dtype) -> None:
+    class Three(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = (nn.Conv2d(8, 6, 3, 2, 1, groups=2, bias=i < 2) for i in range(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.relu(self.a(x) + (self.b(x) - 0.3 * self.c(x)))
+
+    model = Three().to(dtype).eval()
+    folded = reparameterize(model, torch.zeros(1, 8, 9, 7, dtype=dtype))
+    a, b, c = (layer.double() for layer in copy.deepcopy(model).children())
+    [layer] = (m for m in folded.modules() if isinstance(m, nn.Conv2d))
+    assert torch.equal(layer.weight, (a.weight + b.weight - 0.3 * c.weight).to(dtype))
+    assert torch.equal(layer.bias, (a.bias + b.bias).to(dtype))
+
+
 def test_memory_format_is_kept() -> None:
     model = drawn(nn.Sequential(Branches(), conv_norm(), nn.ReLU())).to(memory_format=torch.channels_last)
     x = x_of(*SMALL).to(memory_format=torch.channels_last)
