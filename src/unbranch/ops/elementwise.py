@@ -28,18 +28,22 @@ class ScaleShift(Map):
         scale = scale if shift is None else scale.to(shift.device)
         return Affine.diagonal(scale.expand(channels), shift, rank=0)
 
+    @property
+    def is_neutral(self) -> bool:
+        """A sum with zeros or a product with ones."""
+        scales = self.scale is not None and bool((self.scale != 1).any())
+        return not scales and (self.shift is None or not self.shift.any())
 
-def scaled(value: Operand, factor: Any) -> Record:
+
+def scaled(value: Operand, factor: Any) -> ScaleShift:
     """``factor * value``."""
     axis, numbers = _constant(factor, value)
-    return Identity() if bool((numbers == 1).all()) else ScaleShift(numbers, None, axis)
+    return ScaleShift(numbers, None, axis)
 
 
-def shifted(value: Operand, offset: Any, sign: Number = 1) -> Record:
+def shifted(value: Operand, offset: Any, sign: Number = 1) -> ScaleShift:
     """``sign * value + offset``."""
     axis, numbers = _constant(offset, value)
-    if sign == 1 and not numbers.any():
-        return Identity()
     scale = None if sign == 1 else torch.full((1,), sign, dtype=torch.float64)
     return ScaleShift(scale, numbers, axis)
 
@@ -57,7 +61,7 @@ def combined(a: Any, b: Any, fa: Number, fb: Number) -> Record:
     raise NotLinear("a sum that does not depend on the input")
 
 
-def product(a: Any, b: Any) -> Record:
+def product(a: Any, b: Any) -> ScaleShift:
     """``a * b``, where exactly one of them depends on the input."""
     if isinstance(a, Operand) and isinstance(b, Operand):
         raise NotLinear("a product of two values")
@@ -66,7 +70,7 @@ def product(a: Any, b: Any) -> Record:
     return scaled(operand(b, "the product"), a)
 
 
-def quotient(a: Any, b: Any) -> Record:
+def quotient(a: Any, b: Any) -> ScaleShift:
     """``a / b`` with a constant ``b``."""
     if isinstance(b, Operand):
         raise NotLinear("a division by a value")
@@ -140,24 +144,29 @@ def neg(self: Any) -> Record:
     return scaled(self, -1.0)
 
 
+def _unless_neutral(record: Record) -> Record:
+    """In a file nothing is written in place or made anew for its own sake: an op that changes no value is none."""
+    return Identity() if isinstance(record, ScaleShift) and record.is_neutral else record
+
+
 @reads("onnx.Add")
 def onnx_add(A: Argument, B: Argument) -> Record:
-    return combined(A, B, 1, 1)
+    return _unless_neutral(combined(A, B, 1, 1))
 
 
 @reads("onnx.Sub")
 def onnx_sub(A: Argument, B: Argument) -> Record:
-    return combined(A, B, 1, -1)
+    return _unless_neutral(combined(A, B, 1, -1))
 
 
 @reads("onnx.Mul")
 def onnx_mul(A: Argument, B: Argument) -> Record:
-    return product(A, B)
+    return _unless_neutral(product(A, B))
 
 
 @reads("onnx.Div")
 def onnx_div(A: Argument, B: Argument) -> Record:
-    return quotient(A, B)
+    return _unless_neutral(quotient(A, B))
 
 
 @reads("onnx.Neg")
@@ -172,7 +181,7 @@ def onnx_sum(*data_0: Argument) -> Record:
         offsets = [part for part in data_0 if isinstance(part, Tensor)]
         if len(values) != 1:
             raise NotLinear(f"a sum of {len(values)} values and {len(offsets)} constants in one op")
-        return combined(values[0], sum(offsets[1:], offsets[0]), 1, 1)
+        return _unless_neutral(combined(values[0], sum(offsets[1:], offsets[0]), 1, 1))
     if any(value.shape != values[0].shape for value in values):
         raise NotLinear(f"a sum that broadcasts {', '.join(str(value.shape) for value in values)}")
     return Sum((1.0,) * len(values))

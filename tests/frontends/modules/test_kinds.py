@@ -6,11 +6,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tests.frontends.modules.checks import (
+    SMALL,
     conv_norm,
     convolutions,
     fold,
     norms_left,
+    x_of,
 )
+from unbranch.frontends.modules import record
 
 
 def test_sums_in_place() -> None:
@@ -135,3 +138,25 @@ def test_a_channel_shuffle_between_layers() -> None:
 
     for own in (True, False):
         fold(nn.Sequential(Shuffled(own)), (1, 6, 9, 9), (3, 6, 7, 8))
+
+
+@pytest.mark.parametrize("neutral", ["sum", "sum in place", "product"])
+def test_sums_with_zero_and_products_with_one_go_with_the_layer_before_them(neutral: str) -> None:
+    """timm's blocks add 0 where a branch is absent; left behind, it is an op that runs and keeps the block from being replaced."""
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.branches = nn.ModuleList([conv_norm(4, 6, 3, stride=2), conv_norm(4, 6, 1, stride=2)])
+
+        def forward(self, x: Tensor) -> Tensor:
+            total = 0 + self.branches[0](x)
+            total += self.branches[1](x)
+            if neutral == "sum in place":
+                total += 0
+                return total
+            return total + 0 if neutral == "sum" else total * 1
+
+    folded, report = fold(nn.Sequential(Block(), nn.ReLU()))
+    assert [type(layer) for layer in folded] == [nn.Conv2d, nn.ReLU]
+    assert report.after.ops == len(record(folded, (x_of(*SMALL),)).graph.nodes) == 2
