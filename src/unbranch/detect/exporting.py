@@ -3,7 +3,6 @@ gets its name.
 """
 
 import copy
-import io
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +25,7 @@ from unbranch.detect.forms import form_of
 from unbranch.detect.letterbox import fill, network_input, place
 from unbranch.detect.nms import USUAL, Limits
 from unbranch.detect.sources import PictureFile, Source, find, read_picture
+from unbranch.frontends.exported import saved
 from unbranch.models.yolo import YOLO
 
 Layout: TypeAlias = Literal["predictions", "scores"]
@@ -201,9 +201,7 @@ def _write(
     program = _program(network, plan, inputs)
     about = metadata(network, plan)
     if suffix == ".pt2":
-        content = io.BytesIO()  # torch's writer ends the process where the disk is full
-        torch.export.save(program, content, extra_files={"metadata.json": json.dumps(about)})
-        part.write_bytes(content.getbuffer())
+        part.write_bytes(saved(program, {"metadata.json": json.dumps(about)}))
         loaded = torch.export.load(part).module()
         return lambda images: loaded(torch.from_numpy(images)).detach()
     from unbranch.detect import exporting_onnx

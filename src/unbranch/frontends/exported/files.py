@@ -9,6 +9,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.export import ExportedProgram
@@ -95,6 +96,13 @@ def _quiet() -> Iterator[None]:
         log.setLevel(level)
 
 
+def saved(program: ExportedProgram, extra_files: dict[str, Any] | None = None) -> memoryview:
+    """What a ``.pt2`` file holds; torch's own writer of files ends the process where the disk is full."""
+    content = io.BytesIO()
+    torch.export.save(program, content, extra_files=extra_files)
+    return content.getbuffer()
+
+
 def save_exported(program: ExportedProgram, path: str | os.PathLike[str]) -> None:
     """Write a ``.pt2`` file, elsewhere first, so that there is never half a file at ``path``.
 
@@ -105,9 +113,8 @@ def save_exported(program: ExportedProgram, path: str | os.PathLike[str]) -> Non
     path = Path(path)
     if path.suffix != ".pt2":
         raise ValueError(f"{path}: the file of an exported program ends in .pt2")
-    content = io.BytesIO()  # torch's own writer ends the process where the disk is full
-    torch.export.save(program, content)
+    content = saved(program)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder:
         temporary = Path(folder) / path.name
-        temporary.write_bytes(content.getbuffer())
+        temporary.write_bytes(content)
         os.replace(temporary, path)
