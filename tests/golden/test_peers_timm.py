@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.support import fold_error, randomize_norms
 from unbranch import reparameterize
@@ -60,6 +61,23 @@ def layers_that_run(model: nn.Module, x: Tensor) -> int:
     return len(called)
 
 
+class Counting(TorchDispatchMode):
+    """Counts the ops that a run computes or copies with; views are none."""
+
+    ops = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.ops += not func.is_view
+        return func(*args, **(kwargs or {}))
+
+
+@torch.no_grad()
+def ops_that_run(model: nn.Module, x: Tensor) -> int:
+    with Counting() as mode:
+        model(x)
+    return mode.ops
+
+
 def check(name: str, generator: torch.Generator) -> None:
     timm: Any = pytest.importorskip("timm")
     side = FIXED.get(name, 96)
@@ -80,6 +98,7 @@ def check(name: str, generator: torch.Generator) -> None:
         )
     theirs = timm.utils.model.reparameterize_model(model.float())
     assert layers_that_run(folded.float(), inputs[0]) <= layers_that_run(theirs, inputs[0])
+    assert ops_that_run(folded, inputs[0]) <= ops_that_run(theirs, inputs[0])
     again = reparameterize(folded.double(), inputs[0].double(), return_report=True)[1]
     assert not again.changed, f"{again}"
 
