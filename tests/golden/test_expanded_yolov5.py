@@ -1,15 +1,14 @@
 """The trained YOLOv5n with branches in its C3 blocks: the same boxes, and in training the same loss."""
 
 import copy
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from tests.detect.photographs import Reference, references
-from unbranch.detect import Detector, import_original
+from tests.detect.photographs import Reference
+from unbranch.detect import Detector
 from unbranch.detect.letterbox import fill, network_input, place
 from unbranch.detect.loss import DetectionLoss, scaled_gains
 from unbranch.detect.recipe import Recipe
@@ -19,16 +18,6 @@ from unbranch.models.yolov5 import YOLOv5
 
 WHERE = "*.bottlenecks.*second*"
 SIZE = 640
-
-
-@pytest.fixture(scope="module")
-def network(shared_data: Path) -> YOLOv5:
-    return import_original(shared_data / "yolov5n" / "yolov5n.pt")
-
-
-@pytest.fixture(scope="module")
-def pictures(shared_data: Path) -> list[Reference]:
-    return references(shared_data)
 
 
 def batch_of(pictures: list[Reference]) -> tuple[Tensor, Tensor]:

@@ -8,23 +8,13 @@ import torch
 from safetensors.torch import load_file
 
 import unbranch
-from tests.detect.photographs import Reference, references
+from tests.detect.photographs import Reference
 from tests.support import fold_error
 from unbranch.detect import Detector, Limits, Plan, export, import_original
 from unbranch.detect.letterbox import fill, network_input, place
 from unbranch.detect.nms import suppress
 from unbranch.detect.sources import read_picture
 from unbranch.models.yolov5 import YOLOv5
-
-
-@pytest.fixture(scope="module")
-def network(shared_data: Path) -> YOLOv5:
-    return import_original(shared_data / "yolov5n" / "yolov5n.pt")
-
-
-@pytest.fixture(scope="module")
-def pictures(shared_data: Path) -> list[Reference]:
-    return references(shared_data)
 
 
 def assert_agrees(detector: Detector, pictures: list[Reference]) -> None:

@@ -75,7 +75,7 @@ def test_bad_files_are_one_line(program: ExportedProgram, tmp_path: Path) -> Non
 def test_a_failed_save_leaves_nothing(
     program: ExportedProgram, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise OSError("disk full")
 
     (tmp_path / "out.pt2").write_bytes(b"as it was")
