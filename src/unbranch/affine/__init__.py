@@ -2,6 +2,7 @@
 
 from unbranch.affine.algebra import (
     add,
+    add_up,
     compose,
     concat,
     regroup,
@@ -28,6 +29,7 @@ __all__ = [
     "NotLinear",
     "add",
     "add_geometry",
+    "add_up",
     "apply",
     "compose",
     "compose_geometry",

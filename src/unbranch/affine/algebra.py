@@ -3,7 +3,7 @@
 Every function is differentiable, works in any dtype and on any device, and is exact or raises `NotLinear`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import product
 
@@ -99,25 +99,27 @@ def add(*parts: Affine) -> Affine:
     Raises:
         NotLinear: strides, output sizes or padding modes differ, or a transposed map meets a plain one.
     """
-    geometry = add_geometry([part.geometry for part in parts])
-    weights = [_regroup_weight(part.weight, geometry.groups) for part in parts]
-    whole = [weight for weight in weights if weight.shape[3:] == geometry.kernel]
-    rest = [
-        (p, weight) for p, weight in zip(parts, weights, strict=True) if weight.shape[3:] != geometry.kernel
-    ]
-    total = (
-        whole[0] + whole[1]
-        if len(whole) > 1
-        else whole[0].clone()
-        if whole
-        else _zeros_like(geometry, weights[0])
-    )
-    for weight in whole[2:]:
-        total += weight
-    for part, weight in rest:
-        total[(..., *taps_within(part.geometry, geometry))] += weight
-    biases = [part.bias for part in parts if part.bias is not None]
-    return Affine.of(geometry, total, sum(biases[1:], biases[0]) if biases else None)
+    return add_up(add_geometry([part.geometry for part in parts]), parts)
+
+
+def add_up(geometry: Geometry, parts: Iterable[Affine]) -> Affine:
+    """`add` with the sum's geometry known: the parts may come one by one, and none is held once it is in."""
+    total: Tensor | None = None
+    bias: Tensor | None = None
+    for part in parts:
+        weight = _regroup_weight(part.weight, geometry.groups)
+        if total is not None:
+            total[(..., *taps_within(part.geometry, geometry))] += weight
+        elif weight.shape[3:] == geometry.kernel:
+            total = weight.clone()
+        else:
+            total = _zeros_like(geometry, weight)
+            total[(..., *taps_within(part.geometry, geometry))] = weight
+        if part.bias is not None:
+            bias = part.bias if bias is None else bias + part.bias
+    if total is None:
+        raise ValueError("a sum of nothing")
+    return Affine.of(geometry, total, bias)
 
 
 def _zeros_like(geometry: Geometry, weight: Tensor) -> Tensor:
@@ -177,7 +179,7 @@ def select_groups(geometry: Geometry, channels: Sequence[int]) -> int:
 
 def select_geometry(geometry: Geometry, channels: Sequence[int]) -> Geometry:
     """The geometry of `select`."""
-    return replace(geometry, out_channels=len(channels), groups=select_groups(geometry, channels))
+    return geometry._replace(out_channels=len(channels), groups=select_groups(geometry, channels))
 
 
 def scale(affine: Affine, factor: float | Float[Tensor, " channels"]) -> Affine:
@@ -221,6 +223,7 @@ def _regroup_weight(weight: Tensor, groups: int) -> Tensor:
 __all__ = [
     "NotLinear",
     "add",
+    "add_up",
     "compose",
     "concat",
     "regroup",

@@ -12,18 +12,21 @@ so its *first sample* is ``-before`` and its *last* is ``dilation * (kernel - 1)
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from functools import lru_cache
 from math import gcd
+from typing import NamedTuple
 
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
+
+CACHED = 4096
+"""Compositions and sums of geometries that are remembered: a network repeats its blocks."""
 
 
 class NotLinear(ValueError):
     """This op, or this composition of ops, is not exactly one convolution; the message says why, with the values."""
 
 
-@dataclass(frozen=True)
-class Geometry:
+class Geometry(NamedTuple):
     """The shape of a linear map over channels and 0 to 3 spatial axes; see the module's docstring for what it samples.
 
     ``padding`` is a (before, after) pair per axis and may be negative (a crop); for a transposed convolution it is what is
@@ -102,6 +105,7 @@ class Geometry:
         return f"{name}{kernel} {self.in_channels}->{self.out_channels}{stride}{groups}{dilation}{mode}"
 
 
+@lru_cache(CACHED)
 def compose_geometry(first: Geometry, second: Geometry) -> Geometry:
     """The geometry of ``second(first(x))``.
 
@@ -113,13 +117,12 @@ def compose_geometry(first: Geometry, second: Geometry) -> Geometry:
     if first.out_channels != second.in_channels or first.rank != second.rank:
         raise ValueError(f"{second} cannot follow {first}: channels or ranks differ")
     if second.is_diagonal:
-        return first if first.biased or not second.biased else replace(first, biased=True)
+        return first if first.biased or not second.biased else first._replace(biased=True)
     groups = composed_groups(first, second)
     biased = first.biased or second.biased
     if first.transposed or second.transposed:
         kept = _kept_by_transposed(first, second)
-        return replace(
-            kept,
+        return kept._replace(
             in_channels=first.in_channels,
             out_channels=second.out_channels,
             groups=groups,
@@ -214,6 +217,11 @@ def add_geometry(parts: Sequence[Geometry], *, stacked: bool = False) -> Geometr
     Raises:
         NotLinear: strides, sizes or borders differ, or a transposed one meets a plain one.
     """
+    return _added_geometry(tuple(parts), stacked)
+
+
+@lru_cache(CACHED)
+def _added_geometry(parts: tuple[Geometry, ...], stacked: bool) -> Geometry:
     head = parts[0]
     for part in parts[1:]:
         if part.in_channels != head.in_channels or part.rank != head.rank:
@@ -229,8 +237,7 @@ def add_geometry(parts: Sequence[Geometry], *, stacked: bool = False) -> Geometr
         padding.append(pad)
         dilation.append(d)
     groups = gcd(*(part.groups for part in parts))
-    return replace(
-        head,
+    return head._replace(
         out_channels=sum(part.out_channels for part in parts) if stacked else head.out_channels,
         groups=1 if stacked else groups,
         kernel=tuple(kernel),

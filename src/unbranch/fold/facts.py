@@ -1,16 +1,17 @@
 """What is known of a value: it is this affine map of that earlier value."""
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 import torch
 
-from unbranch.affine import Affine, Geometry, add, compose, concat, select
+from unbranch.affine import Affine, Geometry, add_geometry, add_up, compose, concat, select
 from unbranch.fold.border import Border
 from unbranch.fold.layout import Layout
 
-Rule: TypeAlias = Callable[..., Affine]
+Rule: TypeAlias = Callable[[Iterable[Affine]], Affine]
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,25 +53,44 @@ class Fact:
         """The value is the map's output as it stands."""
         return self.layout is None and self.border is None
 
+    @property
+    def operands(self) -> tuple["Fact", ...]:
+        """The facts whose numbers the rule takes."""
+        return self.parts if self.terms is None else self.terms
+
     @torch.no_grad()
     def evaluate(self, device: torch.device) -> Affine:
         """The numbers, in float64. A layer's own stay as they are until they first meet others."""
-        return self._evaluated(device, {}).to(torch.float64)
+        return _Evaluation(self, device).of(self).to(torch.float64)
 
-    def _evaluated(self, device: torch.device, memo: dict[int, Affine]) -> Affine:
-        known = memo.get(id(self))
-        if known is None:
-            terms = self.parts if self.terms is None else self.terms
-            known = (
-                self._identity(device)
-                if self.rule is None
-                else self.rule(*[t._evaluated(device, memo) for t in terms])
-            )
-            memo[id(self)] = known
-        return known
 
-    def _identity(self, device: torch.device) -> Affine:
-        return Affine.identity(self.geometry.in_channels, self.geometry.rank).to(device)
+class _Evaluation:
+    """Works out the numbers of one fact; what several others take is worked out once, and nothing is held that is not taken again."""
+
+    def __init__(self, fact: Fact, device: torch.device) -> None:
+        self.device = device
+        self.known: dict[int, Affine] = {}
+        self.takers = Counter[int]()
+        self._count(fact)
+
+    def _count(self, fact: Fact) -> None:
+        self.takers[id(fact)] += 1
+        if self.takers[id(fact)] == 1:
+            for operand in fact.operands:
+                self._count(operand)
+
+    def of(self, fact: Fact) -> Affine:
+        """The numbers of a fact, for one of its takers."""
+        made = self.known.pop(id(fact), None) or self._made(fact)
+        self.takers[id(fact)] -= 1
+        if self.takers[id(fact)]:
+            self.known[id(fact)] = made
+        return made
+
+    def _made(self, fact: Fact) -> Affine:
+        if fact.rule is None:
+            return Affine.identity(fact.geometry.in_channels, fact.geometry.rank).to(self.device)
+        return fact.rule(self.of(operand) for operand in fact.operands)
 
 
 def identity_fact(value: int, shape: tuple[int, ...], axis: int) -> Fact:
@@ -89,8 +109,9 @@ def identity_fact(value: int, shape: tuple[int, ...], axis: int) -> Fact:
     return Fact(value, value, axis, geometry, shape)
 
 
-def unchanged(part: Affine) -> Affine:
+def unchanged(parts: Iterable[Affine]) -> Affine:
     """The rule of an op that computes nothing."""
+    (part,) = parts
     return part
 
 
@@ -101,9 +122,14 @@ def chained(first: Affine, second: Affine) -> Affine:
     return compose(first, second.to(torch.float64, first.weight.device))
 
 
-def composing(second: Affine) -> Callable[[Affine], Affine]:
+def composing(second: Affine) -> Rule:
     """The rule that puts ``second`` behind its part."""
-    return lambda first: chained(first, second)
+
+    def rule(parts: Iterable[Affine]) -> Affine:
+        (first,) = parts
+        return chained(first, second)
+
+    return rule
 
 
 MOST_TERMS = 32
@@ -114,12 +140,14 @@ MOST_TERMS = 32
 class Summing:
     """The rule that adds its terms, each with its factor."""
 
+    geometry: Geometry
     factors: tuple[float, ...]
 
-    def __call__(self, *terms: Affine) -> Affine:
+    def __call__(self, terms: Iterable[Affine]) -> Affine:
         """The sum."""
         wide = (term.to(torch.float64) for term in terms)
-        return add(*(term if f == 1 else _times(term, f) for term, f in zip(wide, self.factors, strict=True)))
+        scaled = (term if f == 1 else _times(term, f) for term, f in zip(wide, self.factors, strict=True))
+        return add_up(self.geometry, scaled)
 
 
 def summed(parts: Sequence[Fact], factors: Sequence[float]) -> tuple[tuple[Fact, ...], Summing]:
@@ -131,7 +159,8 @@ def summed(parts: Sequence[Fact], factors: Sequence[float]) -> tuple[tuple[Fact,
             terms += zip(inner, (factor * f for f in part.rule.factors), strict=True)
         else:
             terms.append((part, factor))
-    return tuple(term for term, _ in terms), Summing(tuple(factor for _, factor in terms))
+    rule = Summing(add_geometry([part.geometry for part in parts]), tuple(factor for _, factor in terms))
+    return tuple(term for term, _ in terms), rule
 
 
 def _times(part: Affine, factor: float) -> Affine:
@@ -139,20 +168,26 @@ def _times(part: Affine, factor: float) -> Affine:
     return replace(part, weight=part.weight * factor, bias=bias)
 
 
-def stacking(*parts: Affine) -> Affine:
+def stacking(parts: Iterable[Affine]) -> Affine:
     """The rule that stacks its parts' channels."""
     return concat(*parts)
 
 
-def selecting(channels: tuple[int, ...]) -> Callable[[Affine], Affine]:
+def selecting(channels: tuple[int, ...]) -> Rule:
     """The rule that keeps some of its part's channels."""
-    return lambda part: select(part, channels)
+
+    def rule(parts: Iterable[Affine]) -> Affine:
+        (part,) = parts
+        return select(part, channels)
+
+    return rule
 
 
-def padding_with_bias(border: Affine) -> Callable[[Affine], Affine]:
+def padding_with_bias(border: Affine) -> Rule:
     """The rule that pads its part with what the part's bias is there."""
 
-    def rule(part: Affine) -> Affine:
+    def rule(parts: Iterable[Affine]) -> Affine:
+        (part,) = parts
         padded = chained(replace(part, bias=None), border)
         return replace(padded, bias=part.bias)
 

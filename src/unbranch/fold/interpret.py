@@ -51,6 +51,13 @@ class Interpretation:
     graph: Graph
     facts: dict[int, list[Fact]] = field(default_factory=dict)
     refusals: dict[int, str] = field(default_factory=dict)
+    starts: dict[tuple[int, int], Fact] = field(default_factory=dict, repr=False)
+
+    def start(self, value: int, axis: int) -> Fact:
+        """The value as a map of itself."""
+        if (value, axis) not in self.starts:
+            self.starts[value, axis] = identity_fact(value, self.graph.values[value].shape, axis)
+        return self.starts[value, axis]
 
     def of(self, value: int, source: int) -> list[Fact]:
         """The facts that make ``value`` a map of ``source``."""
@@ -88,15 +95,15 @@ def _matching_inputs(known: Interpretation, node: Node, record: Record) -> Itera
     tables = []
     for index in node.inputs:
         shape = known.graph.values[index].shape
-        own = {(index, axis): identity_fact(index, shape, axis) for axis in axes if _can_start(shape, axis)}
-        tables.append(own | {fact.key: fact for fact in known.facts.get(index, ())})
-    if len(tables) > 1:
-        for table, index in zip(tables, node.inputs, strict=True):
-            shape = known.graph.values[index].shape
-            keys = {key for other in tables for key in other if key[0] == index}
-            table |= {key: identity_fact(index, shape, key[1]) for key in keys if key not in table}
-    shared = [key for key in tables[0] if all(key in table for table in tables)]
-    return [[table[key] for table in tables] for key in shared]
+        table = {(index, axis): known.start(index, axis) for axis in axes if _can_start(shape, axis)}
+        table.update((fact.key, fact) for fact in known.facts.get(index, ()))
+        tables.append(table)
+    if len(tables) == 1:
+        return [[fact] for fact in tables[0].values()]
+    for table, index in zip(tables, node.inputs, strict=True):
+        for key in {key for other in tables for key in other if key[0] == index}:
+            table.setdefault(key, known.start(*key))
+    return [[table[key] for table in tables] for key in tables[0] if all(key in table for table in tables)]
 
 
 def _channel_axes(record: Record, ndim: int) -> Sequence[int]:
@@ -210,7 +217,7 @@ def _mapped(graph: Graph, fact: Fact, record: Map, ndim: int) -> _Step:
     if not fact.is_start:
         return _Step(geometry, (fact,), composing(second), fact.layout)
 
-    def alone() -> Affine:
+    def alone(_: Iterable[Affine]) -> Affine:
         here = second.to(graph.device)
         return Affine.of(geometry, here.weight, here.bias)
 
@@ -223,9 +230,8 @@ def _summed(inputs: list[Fact], record: Sum) -> _Step:
         raise NotLinear("a sum of values in different arrangements")
     if head.layout is not None:
         raise NotLinear("a sum of values whose elements stand in another arrangement")
-    geometry = add_geometry([fact.geometry for fact in inputs])
     terms, rule = summed(inputs, record.factors)
-    return _Step(geometry, tuple(inputs), rule, terms=terms)
+    return _Step(rule.geometry, tuple(inputs), rule, terms=terms)
 
 
 def _joined(inputs: list[Fact], axis: int) -> _Step:
@@ -335,6 +341,6 @@ def _closed(graph: Graph, inner: Fact, border: Border, layout: Layout | None = N
     if not border.holds(bias):
         return _Step(inner.geometry, (inner,), layout=layout, border=border)
     eye = replace(Affine.identity(inner.geometry.out_channels, inner.geometry.rank), padding=border.pads)
-    unbiased = compose_geometry(replace(inner.geometry, biased=False), eye.geometry)
-    geometry = replace(unbiased, biased=inner.geometry.biased)
+    unbiased = compose_geometry(inner.geometry._replace(biased=False), eye.geometry)
+    geometry = unbiased._replace(biased=inner.geometry.biased)
     return _Step(geometry, (inner,), padding_with_bias(eye), layout, past=border)

@@ -142,12 +142,12 @@ def prepare(
 
 def _untied(model: nn.Module, sites: Sequence[Site], recording: Recording) -> Iterator[str]:
     """A note for each parameter that several modules share and that a fold takes in."""
-    members = (node for site in sites for node in sorted(site.fact.members))
-    folded = {id(p) for node in members for p in recording.frames[node].module._parameters.values()}
+    modules = {id(m): m for site in sites for m in (recording.frames[n].module for n in site.fact.members)}
+    folded = {id(p) for module in modules.values() for p in module._parameters.values() if p is not None}
     owners: dict[int, list[str]] = defaultdict(list)
     for path, module in model.named_modules():
         for name, parameter in module._parameters.items():
-            if id(parameter) in folded and parameter is not None:
+            if id(parameter) in folded:
                 owners[id(parameter)].append(f"{path}.{name}")
     for paths in owners.values():
         if len(paths) > 1:

@@ -170,13 +170,14 @@ class Finder:
                 if inner.doubts:
                     raise NotLinear(f"{inner.path or 'the root module'}: {', '.join(inner.doubts)}")
 
-    def _check_parameters(self, module: nn.Module, kept: set[int]) -> None:
-        """Nobody else reads what the module owns; a module that shares a parameter keeps it."""
-        own = [m for m in module.modules() if id(m) not in kept]
-        for tensor in (t for m in own for t in _tensors_of(m)):
+    def _check_parameters(self, module: nn.Module, kept: Iterable[Frame] = ()) -> None:
+        """Nobody else reads what the module owns, the modules of ``kept`` apart; one that shares a parameter keeps it."""
+        apart = {id(m) for frame in kept for m in frame.module.modules()}
+        owned = (t for m in module.modules() if id(m) not in apart for t in _tensors_of(m))
+        for tensor in owned:
             for reader in self.recording.reads.get(id(tensor), ()):
                 if reader is None or not any(
-                    frame.module is module or id(tensor) in map(id, _tensors_of(frame.module))
+                    frame.module is module or any(tensor is t for t in _tensors_of(frame.module))
                     for frame in reader.ancestors()
                 ):
                     where = "outside any call" if reader is None else reader.path or "the root module"
@@ -246,7 +247,7 @@ class Finder:
         if moved:
             raise NotLinear(f"{frame.path} also rearranges the value")
         before, after = remainder(frame, fact, self.recording)
-        self._check_parameters(frame.module, {id(m) for f in (*before, *after) for m in f.module.modules()})
+        self._check_parameters(frame.module, (*before, *after))
         return Step(frame, before, after, nodes[0])
 
     def _anchor(self, groups: list[list[int]]) -> int:
@@ -276,7 +277,7 @@ class Finder:
             return False
         if not frame.is_torch and not ends_in_own_layer(module, self._shape_given(frame)):
             return False
-        self._check_parameters(module, set())
+        self._check_parameters(module)
         own = record.affine(0).lift(fact.geometry.rank).geometry
         same = (own.kernel, own.stride, own.padding, own.dilation, own.groups, own.transposed)
         g = fact.geometry
@@ -300,7 +301,7 @@ class Finder:
         before, after = remainder(top, fact, self.recording)
         linear = fact.geometry.rank == 0
         check_emittable(fact.geometry, linear)
-        self._check_parameters(top.module, {id(m) for f in (*before, *after) for m in f.module.modules()})
+        self._check_parameters(top.module, (*before, *after))
         self._check_witness((self.recording.frames[n] for n in fact.members), top)
         return Site("child", fact, top, (Step(top, before, after, min(fact.members)),), 0, linear)
 
@@ -382,5 +383,6 @@ def is_in_place(node: Node) -> bool:
 
 def _tensors_of(module: nn.Module) -> list[Tensor]:
     """The parameters and buffers that a module itself owns."""
-    own = [*module._parameters.values(), *module._buffers.values()]
-    return [tensor for tensor in own if tensor is not None]
+    return [
+        tensor for tensor in (*module._parameters.values(), *module._buffers.values()) if tensor is not None
+    ]

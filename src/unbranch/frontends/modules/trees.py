@@ -1,6 +1,7 @@
 """Nested arguments and results: what they hold, whatever containers and plain objects it lies in."""
 
 import copy
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from functools import partial
 from types import MethodType
@@ -61,15 +62,17 @@ def held_elsewhere(root: nn.Module) -> Iterator[tuple[int, str]]:
     """Modules, by ``id``, that attributes hold beside the registered children: in a list, a dict, a bound method or unregistered."""
     for path, module in root.named_modules():
         for name, value in vars(module).items():
-            if type(value) in _PLAIN or name in _REGISTERED or (isinstance(value, _CONTAINERS) and not value):
+            kind = type(value)
+            if kind in _PLAIN or (kind in _CONTAINERS and not value) or name in _REGISTERED:
                 continue
-            for found in _modules_in(value):
-                yield id(found), f"{path}.{name}".lstrip(".")
+            if kind is not tuple or not _PLAIN.issuperset(map(type, value)):
+                for found in _modules_in(value):
+                    yield id(found), f"{path}.{name}".lstrip(".")
 
 
 _REGISTERED = frozenset(("_modules", "_parameters", "_buffers"))
 _PLAIN = frozenset((bool, int, float, str, type(None), Tensor, nn.Parameter))
-_CONTAINERS = (dict, list, tuple, set)
+_CONTAINERS = frozenset((dict, OrderedDict, list, tuple, set))
 
 
 def _modules_in(tree: Any, depth: int = 4) -> Iterator[nn.Module]:
@@ -79,7 +82,7 @@ def _modules_in(tree: Any, depth: int = 4) -> Iterator[nn.Module]:
         yield from _modules_in(tree.__self__, depth)
     elif isinstance(tree, partial):
         yield from _modules_in([tree.func, *tree.args, *tree.keywords.values()], depth)
-    elif depth and isinstance(tree, _CONTAINERS):
+    elif depth and isinstance(tree, dict | list | tuple | set):
         for item in tree.values() if isinstance(tree, dict) else tree:
             if type(item) not in _PLAIN:
                 yield from _modules_in(item, depth - 1)
