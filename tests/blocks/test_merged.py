@@ -2,7 +2,7 @@
 
 import copy
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -112,6 +112,27 @@ def test_everything_is_the_branches_own(
             assert plan.road == road, str(plan)
         assert apart_by(block, x) <= 1e-9
         assert copy.deepcopy(block)(x).stride() == branched(block)(x).stride()
+
+
+@pytest.fixture
+def uncompiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv(compiled.OFF, "0")
+    compiled.unavailable.cache_clear()
+    yield
+    monkeypatch.delenv(compiled.OFF)
+    compiled.unavailable.cache_clear()
+
+
+@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("case", CASES)
+def test_nothing_compiled_is_the_same(case: str, stride: int, generator: torch.Generator) -> None:
+    make, _ = CASES[case]
+    block = randomize(make(stride).double(), generator)
+    channels = {"even, dilated": 4, "depthwise, dilated": 5, "depthwise, SE": 19}.get(case, 6)
+    x = 2 * torch.randn(3, channels, 9, 7, dtype=torch.float64, generator=generator) + 1
+    assert sum_of(block).training_plan(x).road != "depthwise"
+    assert apart_by(block, x) <= 1e-9
 
 
 @needs_kernels
@@ -296,14 +317,9 @@ def test_auto_merges_where_it_saves_work() -> None:
     assert "more to keep" in dense.apart["dense0"]
 
 
-def test_without_a_compiler_depthwise_branches_train_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(compiled.OFF, "0")
-    compiled.unavailable.cache_clear()
-    try:
-        plan = sum_of(MobileOne(6, 6, groups=6)).training_plan(torch.ones(2, 6, 5, 5))
-    finally:
-        monkeypatch.delenv(compiled.OFF)
-        compiled.unavailable.cache_clear()
+@pytest.mark.usefixtures("uncompiled")
+def test_without_a_compiler_depthwise_branches_train_one_by_one() -> None:
+    plan = sum_of(MobileOne(6, 6, groups=6)).training_plan(torch.ones(2, 6, 5, 5))
     assert plan.road == "channelwise"
     assert compiled.OFF in plan.apart["dense0"]
 

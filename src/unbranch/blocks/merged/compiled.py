@@ -1,4 +1,4 @@
-"""The depthwise kernels, compiled for this machine on first use and kept in the user's cache; or one line on why they are not there."""
+"""The fold and the depthwise kernels, compiled for this machine on first use and kept in the user's cache; or one line on why not."""
 
 import hashlib
 import logging
@@ -16,7 +16,7 @@ import torch
 log = logging.getLogger(__name__)
 
 SOURCES = Path(__file__).with_name("kernels")
-SOURCE = SOURCES / "depthwise.cpp"
+SOURCE = SOURCES / "merged.cpp"
 OFF = "UNBRANCH_COMPILE"
 """Set to 0, nothing is compiled."""
 FOLDER = "UNBRANCH_CACHE"
@@ -53,7 +53,7 @@ def target() -> Path:
     )
     sources = [path.read_text(encoding="utf-8") for path in sorted(SOURCES.glob("*.[hc]*"))]
     facts = [*sources, torch.__version__, *flags(), _compiler() or "", _processor()]
-    return base / f"depthwise-{hashlib.sha256(repr(facts).encode()).hexdigest()[:16]}.so"
+    return base / f"merged-{hashlib.sha256(repr(facts).encode()).hexdigest()[:16]}.so"
 
 
 @cache
@@ -81,7 +81,7 @@ def _compile(library: Path) -> None:
     if compiler is None:
         raise FileNotFoundError("no C++ compiler found: install g++ or clang++, or set CXX")
     library.parent.mkdir(parents=True, exist_ok=True)
-    log.info("compiling the depthwise kernels once, into %s", library)
+    log.info("compiling the kernels of merged training once, into %s", library)
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         made = Path(folder) / library.name
         # `flags` ends in the libraries, which some linkers want after what needs them.

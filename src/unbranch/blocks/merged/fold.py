@@ -12,6 +12,8 @@ and, with B = sum g and A = sum g (p - m)^T over the batch,
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache, cached_property
+from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +50,12 @@ class Fold:
     def outputs(self) -> int:
         """O, of one group."""
         return self.terms[0].norm.num_features // self.groups
+
+    @cached_property
+    def places(self) -> tuple[list[int], list[int], int]:
+        """The taps of the window that each term's own taps are, term after term; how many each has; how many the window has."""
+        shapes = tuple((term.size, tuple(self._margins(term)[-2::-2])) for term in self.terms)
+        return _places(shapes, self.size)
 
     def parameters(self) -> list[Tensor | None]:
         """Kernel, gamma and beta of each term in turn, None for what it has not."""
@@ -106,9 +114,22 @@ class Fold:
         return [n for pair in reversed(pairs) for n in pair]
 
 
+@cache
+def _places(
+    terms: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...], window: tuple[int, ...]
+) -> tuple[list[int], list[int], int]:
+    """Of terms of so many taps an axis, so many taps of the window in front of them."""
+    numbers = torch.arange(prod(window)).view(window)
+    found = []
+    for size, first in terms:
+        part = numbers[tuple(slice(f, f + k) for f, k in zip(first, size, strict=True))]
+        found.append(part.flatten().tolist())
+    return [n for part in found for n in part], [len(part) for part in found], prod(window)
+
+
 @dataclass(frozen=True, eq=False)
 class Folded:
-    """The kernel of y = weight . (p - m) + offset; S w and r; and the means and variances that the norms saw."""
+    """The kernel of y = weight . (p - m) + offset; S w and r; and the means and variances that the norms saw, (terms, C_out)."""
 
     weight: Tensor
     offset: Tensor
@@ -116,6 +137,15 @@ class Folded:
     inverse: Tensor
     mean: Tensor
     variance: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """What the way back needs of ``Folded``: S w, or S, from which it follows, and r."""
+
+    spread: Tensor
+    is_covariance: bool
+    inverse: Tensor
 
 
 def fold(how: Fold, mean: Tensor, covariance: Tensor, parameters: Sequence[Tensor | None]) -> Folded:
@@ -132,7 +162,8 @@ def fold(how: Fold, mean: Tensor, covariance: Tensor, parameters: Sequence[Tenso
     inverse = torch.rsqrt(variance + eps.unsqueeze(1))
     weight = merge(how, rows, inverse * how.by_term(parameters[1::3], 1.0, mean))
     offset = how.by_term(parameters[2::3], 0.0, mean).sum(1)
-    return Folded(weight, offset, seen, inverse, average, variance)
+    flat = (t.transpose(0, 1).flatten(1) for t in (average, variance))
+    return Folded(weight, offset, seen, inverse, *flat)
 
 
 def through(rows: Tensor, matrix: Tensor) -> Tensor:
@@ -159,19 +190,26 @@ def merge(how: Fold, rows: Tensor, scale: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
+class Moments:
+    """dS (G, D, D) and dm (G, D), and w (G, O, D)."""
+
+    covariance: Tensor
+    mean: Tensor
+    weight: Tensor
+
+
+@dataclass(frozen=True, eq=False)
 class Gradients:
-    """Of the parameters, as ``Fold.parameters`` lists them, and of the covariance where the input's is wanted; and w once more."""
+    """Of the parameters, as ``Fold.parameters`` lists them; where the input's is wanted, of the moments too, and w once more."""
 
     parameters: list[Tensor | None]
-    covariance: Tensor | None
-    weight: Tensor
+    moments: Moments | None
 
 
 def unfold(
     how: Fold,
     parameters: Sequence[Tensor | None],
-    seen: Tensor,
-    inverse: Tensor,
+    kept: Kept,
     kernel_grad: Tensor,
     total: Tensor,
     needed: Sequence[bool],
@@ -181,7 +219,8 @@ def unfold(
 
     ``needed`` says of the input, then of each parameter, whether its own is wanted.
     """
-    rows = how.rows(parameters, kernel_grad)
+    rows, inverse = how.rows(parameters, kernel_grad), kept.inverse
+    seen = through(rows, kept.spread) if kept.is_covariance else kept.spread
     scale = inverse * how.by_term(parameters[1::3], 1.0, inverse)
     drawn = (kernel_grad.unsqueeze(1) * rows).sum(-1)
     if how.bare:
@@ -199,9 +238,10 @@ def unfold(
         kernel, gamma, beta = needed[1 + 3 * i : 4 + 3 * i]
         found.append(how.kernel_of(i, drows[i]) if kernel else None)
         found += [dgamma[i] if gamma else None, dbeta[0].clone() if beta else None]
-    dcovariance = None
-    if needed[0]:
-        dcovariance = gram(rows.flatten(1, 2), (rows * own).flatten(1, 2))
-        if how.bare:
-            dcovariance.diagonal(dim1=1, dim2=2).add_(dvariance[:, written:].sum(1))
-    return Gradients(found, dcovariance, merge(how, rows, scale))
+    if not needed[0]:
+        return Gradients(found, None)
+    dcovariance = gram(rows.flatten(1, 2), (rows * own).flatten(1, 2))
+    if how.bare:
+        dcovariance.diagonal(dim1=1, dim2=2).add_(dvariance[:, written:].sum(1))
+    weight = merge(how, rows, scale)
+    return Gradients(found, Moments(dcovariance, -(total.unsqueeze(1) @ weight).squeeze(1), weight))

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unbranch.blocks.merged.fold import Fold, fold, through, unfold
+from unbranch.blocks.merged.fold import Fold, Kept
 from unbranch.blocks.merged.precision import full_precision
+from unbranch.blocks.merged.quick import quick_fold, quick_unfold
 from unbranch.blocks.merged.windows import Windows
 
 Reader = Callable[[Tensor, Tensor | None], Windows]
@@ -29,7 +30,7 @@ class Merged(torch.autograd.Function):
     """y = w . (p - m) + beta with w and m from the batch (``fold``); of the batch only the input is kept.
 
     dp = w^T g + dm / M + 2 dS (p - m) / M. Returns y and the mean and the variance (over M) of what each norm would
-    have seen, (G, terms, O).
+    have seen, (terms, C_out).
     """
 
     @staticmethod
@@ -39,7 +40,7 @@ class Merged(torch.autograd.Function):
         with full_precision(x.device):
             windows = call.read(x, None)
             covariance = windows.covariance()
-            made = fold(call.how, windows.mean, covariance, parameters)
+            made = quick_fold(call.how, windows.mean, covariance, parameters)
             pixels = y.movedim(1, -1)
             direct = pixels.is_contiguous()
             rows = (pixels if direct else torch.empty(pixels.shape, dtype=x.dtype, device=x.device)).flatten(
@@ -69,12 +70,11 @@ class Merged(torch.autograd.Function):
         with full_precision(x.device):
             windows = ctx.call.read(x, mean)
             product, total = (part.to(mean.dtype) for part in windows.kernel_grad(g))
-            seen = through(how.rows(parameters, mean), kept) if ctx.keeps_covariance else kept
             needed = (ctx.needs_input_grad[0], *ctx.needs_input_grad[2:])
-            found = unfold(how, parameters, seen, inverse, product, total, needed, x.dtype)
+            spread = Kept(kept, ctx.keeps_covariance, inverse)
+            found = quick_unfold(how, parameters, spread, product, total, needed, x.dtype)
             dx = None
-            if found.covariance is not None:
-                quadratic = found.covariance * (2 / windows.count)
-                dmean = -(total.unsqueeze(1) @ found.weight).squeeze(1)
-                dx = windows.input_grad(g, found.weight, dmean / windows.count, quadratic)
+            if (moments := found.moments) is not None:
+                quadratic = moments.covariance.mul_(2 / windows.count)
+                dx = windows.input_grad(g, moments.weight, moments.mean.div_(windows.count), quadratic)
         return dx, None, *found.parameters

@@ -24,7 +24,7 @@ def run_merged(plan: TrainingPlan, x: Tensor) -> Tensor:
     shape = (len(x), fold.terms[0].norm.num_features, *out)
     y, mean, variance = Merged.apply(data, Call(read, fold, shape, layout_of(x)), *fold.parameters())
     count = len(x) * prod(out)
-    seen = (t.transpose(0, 1).to(x.dtype).flatten(1) for t in (mean, variance * (count / (count - 1))))
+    seen = (t.to(x.dtype) for t in (mean, variance.mul_(count / (count - 1))))
     for term, own_mean, own_variance in zip(fold.terms, *seen, strict=True):
         track(term.norm, own_mean, own_variance)
     return y

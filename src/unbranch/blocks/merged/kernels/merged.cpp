@@ -1,4 +1,5 @@
-// Depthwise windows of at most 3x3 taps, channels last: moments, convolution and gradients, each in one pass over the input.
+// What training with merged branches runs: the fold of their kernels (fold.h), and depthwise windows of at most 3x3 taps, channels last:
+// moments, convolution and gradients, each in one pass over the input.
 //
 // p_j(o) is tap j of the window at output o, from the picture minus `shift` (one number a channel), its border holding
 // minus `shift` too, so that the patch is the zero-padded one minus a constant and every moment is exact.
@@ -15,11 +16,50 @@
 #include <torch/library.h>
 
 #include <string>
+#include <tuple>
+#include <vector>
 
 #include "dense.h"
+#include "fold.h"
 #include "windows.h"
 
 namespace {
+
+// Calls f with the type of moments and of parameters.
+template <typename F>
+void with_types(const Tensor& moments, const Parameters& parameters, F&& f) {
+  at::ScalarType own = moments.scalar_type();
+  for (const std::optional<Tensor>& one : parameters)
+    if (one.has_value()) own = one->scalar_type();
+  if (moments.scalar_type() == at::kFloat && own == at::kFloat) f.template operator()<float, float>();
+  else if (moments.scalar_type() == at::kDouble && own == at::kFloat) f.template operator()<double, float>();
+  else if (moments.scalar_type() == at::kDouble && own == at::kDouble) f.template operator()<double, double>();
+  else TORCH_CHECK(false, "no fold of ", own, " parameters by ", moments.scalar_type(), " moments");
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> fold(
+    const Tensor& mean, const Tensor& covariance, const Parameters& parameters, at::IntArrayRef places, at::IntArrayRef counts,
+    int64_t taps, int64_t bare, int64_t outputs, at::ArrayRef<double> eps) {
+  const Tensor means = mean.contiguous();
+  const Terms terms(parameters, places, counts, means.size(0), outputs, means.size(1), taps, bare);
+  Folded made;
+  with_types(mean, parameters, [&]<typename T, typename P>() { made = fold_of<T, P>(terms, means, covariance.contiguous(), eps); });
+  return {made.weight, made.offset, made.seen, made.inverse, made.mean, made.variance};
+}
+
+// Gradients of the parameters that are needed, in turn; where `deep`, of the moments, (G, D, D) and (G, D); then the kernel once more.
+std::vector<Tensor> unfold(const Tensor& kept, bool is_covariance, const Tensor& inverse, const Tensor& product, const Tensor& total,
+                           const Parameters& parameters, at::IntArrayRef places, at::IntArrayRef counts, int64_t taps, int64_t bare,
+                           at::IntArrayRef needed, bool deep) {
+  const Tensor by = product.contiguous();
+  const Terms terms(parameters, places, counts, by.size(0), by.size(1), by.size(2), taps, bare);
+  Unfolded made;
+  with_types(by, parameters, [&]<typename T, typename P>() {
+    made = unfold_of<T, P>(terms, kept.contiguous(), is_covariance, inverse, by, total.contiguous(), needed, deep);
+  });
+  if (deep) made.found.insert(made.found.end(), {made.covariance, made.mean, made.weight});
+  return made.found;
+}
 
 template <typename F>
 void with_type(const Tensor& x, F&& f) {
@@ -91,6 +131,9 @@ Tensor input_grad(const Tensor& x, const Tensor& shift, const Tensor& g, const T
 }  // namespace
 
 TORCH_LIBRARY(unbranch, library) {
+  const std::string terms = "Tensor?[] parameters, int[] places, int[] counts, int taps, int bare, ";
+  library.def(("fold(Tensor mean, Tensor covariance, " + terms + "int outputs, float[] eps) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)").c_str());
+  library.def(("unfold(Tensor kept, bool is_covariance, Tensor inverse, Tensor product, Tensor total, " + terms + "int[] needed, bool deep) -> Tensor[]").c_str());
   const std::string window = "int[] kernel, int[] stride, int[] dilation, int[] before, int[] out) -> ";
   library.def(("moments(Tensor x, Tensor shift, " + window + "Tensor").c_str());
   library.def(("convolve(Tensor x, Tensor shift, Tensor weight, Tensor bias, Tensor(a!) y, " + window + "()").c_str());
@@ -99,6 +142,8 @@ TORCH_LIBRARY(unbranch, library) {
 }
 
 TORCH_LIBRARY_IMPL(unbranch, CPU, library) {
+  library.impl("fold", &fold);
+  library.impl("unfold", &unfold);
   library.impl("moments", &moments);
   library.impl("convolve", &convolve);
   library.impl("kernel_grad", &kernel_grad);

@@ -1,0 +1,245 @@
+// Batch norms of several kernels folded into one by a batch's moments, and the way back: fold.py says the maths.
+//
+// Rows are (G, terms, O, D), a term's kernel on the window for each output of a group; terms that are the input itself on a window of one
+// pixel come last and have no row. Products of large matrices are ATen's, whatever else there is goes over the rows once.
+
+#pragma once
+
+#include <ATen/core/List.h>
+#include <ATen/ops/bmm.h>
+#include <ATen/ops/empty.h>
+
+#include <cmath>
+#include <optional>
+#include <vector>
+
+#include "strips.h"
+
+namespace {
+
+using Parameters = c10::List<std::optional<Tensor>>;
+// Up to so many values in a patch, products are written out here.
+constexpr int64_t kSmall = 32;
+// From so many columns, a symmetric product is taken in parts.
+constexpr int64_t kHalve = 128;
+
+// The terms of a sum: kernel, gamma and beta of each in `tensors`, undefined where there is none; `places`, for each term in turn the
+// taps of the window that its own taps are.
+struct Terms {
+  std::vector<Tensor> tensors;
+  std::vector<at::IntArrayRef> places;
+  int64_t groups, outputs, depth, taps, bare;
+
+  Terms(const Parameters& given, at::IntArrayRef all, at::IntArrayRef counts, int64_t g, int64_t o, int64_t d, int64_t window, int64_t lone)
+      : groups(g), outputs(o), depth(d), taps(window), bare(lone) {
+    for (const std::optional<Tensor>& one : given) tensors.push_back(one.has_value() ? one->contiguous() : Tensor());
+    for (const int64_t count : counts) places.push_back(all.slice(0, count)), all = all.slice(count);
+    TORCH_CHECK(tensors.size() == 3 * places.size() && (bare == 0 || depth == outputs), "the terms do not fit the window");
+  }
+
+  int64_t all() const { return static_cast<int64_t>(places.size()); }
+  int64_t written() const { return all() - bare; }
+  int64_t inner() const { return depth / taps; }
+  bool whole(int64_t term) const { return static_cast<int64_t>(places[term].size()) == taps; }
+
+  template <typename P>
+  const P* data(int64_t term, int which) const {
+    const Tensor& one = tensors[3 * term + which];
+    return one.defined() ? one.const_data_ptr<P>() : nullptr;
+  }
+
+  // (G, written, O, D).
+  template <typename T, typename P>
+  Tensor rows(const Tensor& like) const {
+    Tensor made = at::empty({groups, written(), outputs, depth}, like.options());
+    T* to = made.mutable_data_ptr<T>();
+    for (int64_t g = 0; g < groups; ++g)
+      for (int64_t t = 0; t < written(); ++t) {
+        const int64_t own = inner() * static_cast<int64_t>(places[t].size());
+        const P* kernel = data<P>(t, 0);
+        for (int64_t o = 0; o < outputs; ++o, to += depth) {
+          const P* from = kernel + (g * outputs + o) * own;
+          if (kernel && whole(t)) {
+            std::copy_n(from, depth, to);
+            continue;
+          }
+          std::fill_n(to, depth, T(0));
+          if (!kernel) to[o * taps + places[t][0]] = 1;
+          else for (int64_t i = 0; i < inner(); ++i)
+            for (const int64_t place : places[t]) to[i * taps + place] = static_cast<T>(*from++);
+        }
+      }
+    return made;
+  }
+
+  // A term's part of a row of the window, as the term's own kernel has it.
+  template <typename P, typename F>
+  void own(int64_t term, P* to, F&& value) const {
+    if (whole(term)) for (int64_t d = 0; d < depth; ++d) to[d] = static_cast<P>(value(d));
+    else for (int64_t i = 0; i < inner(); ++i)
+      for (const int64_t place : places[term]) *to++ = static_cast<P>(value(i * taps + place));
+  }
+};
+
+template <typename T>
+inline T dot(const T* a, const T* b, int64_t n) {
+  constexpr int64_t L = Lanes<T>::count;
+  typename Lanes<T>::type sums[2] = {};
+  int64_t i = 0;
+  for (; i + 2 * L <= n; i += 2 * L)
+    for (int j = 0; j < 2; ++j) sums[j] += load<T>(a + i + j * L, L) * load<T>(b + i + j * L, L);
+  double sum = 0;
+  sums[0] += sums[1];
+  for (int64_t j = 0; j < L; ++j) sum += sums[0][j];
+  for (; i < n; ++i) sum += static_cast<double>(a[i]) * b[i];
+  return static_cast<T>(sum);
+}
+
+// Each group's rows times its symmetric matrix: (G, R, D), (G, D, D) -> (G, R, D).
+template <typename T>
+Tensor through(const Tensor& rows, const Tensor& matrix) {
+  const int64_t groups = rows.size(0), depth = rows.size(-1), some = rows.numel() / std::max<int64_t>(1, groups * depth);
+  if (depth > kSmall) return at::bmm(rows.view({groups, some, depth}), matrix).view(rows.sizes());
+  Tensor made = at::empty_like(rows);
+  const T *from = rows.const_data_ptr<T>(), *all = matrix.const_data_ptr<T>();
+  T* to = made.mutable_data_ptr<T>();
+  for (int64_t r = 0; r < groups * some; ++r, from += depth, to += depth) {
+    const T* by = all + r / some * depth * depth;
+    T sums[kSmall] = {};
+    for (int64_t j = 0; j < depth; ++j)
+      for (int64_t k = 0; k < depth; ++k) sums[k] += from[j] * by[j * depth + k];
+    std::copy_n(sums, depth, to);
+  }
+  return made;
+}
+
+// Into `to`, (D, D): a^T b where it is symmetric. What lies below the diagonal is not multiplied out.
+inline void gram_into(const Tensor& a, const Tensor& b, const Tensor& to) {
+  const int64_t half = a.size(1) / 2, rest = a.size(1) - half;
+  if (half < kHalve / 2) {
+    to.copy_(a.t().mm(b));
+    return;
+  }
+  gram_into(a.narrow(1, 0, half), b.narrow(1, 0, half), to.narrow(0, 0, half).narrow(1, 0, half));
+  gram_into(a.narrow(1, half, rest), b.narrow(1, half, rest), to.narrow(0, half, rest).narrow(1, half, rest));
+  const Tensor upper = a.narrow(1, 0, half).t().mm(b.narrow(1, half, rest));
+  to.narrow(0, 0, half).narrow(1, half, rest).copy_(upper);
+  to.narrow(0, half, rest).narrow(1, 0, half).copy_(upper.t());
+}
+
+// a^T b of each group where it is symmetric: (G, R, D) twice -> (G, D, D).
+template <typename T>
+Tensor gram(const Tensor& a, const Tensor& b) {
+  const int64_t groups = a.size(0), some = a.size(1), depth = a.size(2);
+  if (depth > kSmall && groups > 1) return at::bmm(a.mT(), b);
+  Tensor made = at::zeros({groups, depth, depth}, a.options());
+  if (depth > kSmall) {
+    gram_into(a[0], b[0], made[0]);
+    return made;
+  }
+  const T *left = a.const_data_ptr<T>(), *right = b.const_data_ptr<T>();
+  for (int64_t r = 0; r < groups * some; ++r, left += depth, right += depth) {
+    T* to = made.mutable_data_ptr<T>() + r / some * depth * depth;
+    for (int64_t j = 0; j < depth; ++j)
+      for (int64_t k = 0; k < depth; ++k) to[j * depth + k] += left[j] * right[k];
+  }
+  return made;
+}
+
+struct Folded {
+  Tensor weight, offset, seen, inverse, mean, variance;
+};
+
+// The kernel and what it adds, S w, r, and the means and variances that the norms see: (G, O, D), (G, O), rows, (G, terms, O), (terms, C).
+template <typename T, typename P>
+Folded fold_of(const Terms& terms, const Tensor& mean, const Tensor& covariance, at::ArrayRef<double> eps) {
+  const int64_t G = terms.groups, O = terms.outputs, D = terms.depth, all = terms.all(), written = terms.written();
+  const Tensor rows = terms.rows<T, P>(mean);
+  Folded made{at::zeros({G, O, D}, mean.options()), at::empty({G, O}, mean.options()), through<T>(rows, covariance),
+              at::empty({G, all, O}, mean.options()), at::empty({all, G * O}, mean.options()), at::empty({all, G * O}, mean.options())};
+  const T *row = rows.const_data_ptr<T>(), *seen = made.seen.const_data_ptr<T>(), *means = mean.const_data_ptr<T>(),
+          *cov = covariance.const_data_ptr<T>();
+  T *weight = made.weight.mutable_data_ptr<T>(), *offset = made.offset.mutable_data_ptr<T>(), *inverse = made.inverse.mutable_data_ptr<T>(),
+    *average = made.mean.mutable_data_ptr<T>(), *variance = made.variance.mutable_data_ptr<T>();
+  at::parallel_for(0, G * O, 64, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t g = i / O, o = i % O;
+      T sum = 0;
+      for (int64_t t = 0; t < all; ++t) {
+        const int64_t at = ((g * written + t) * O + o) * D;
+        const bool has = t < written;
+        const T seen_mean = has ? dot(row + at, means + g * D, D) : means[g * D + o];
+        const T spread = has ? dot(row + at, seen + at, D) : cov[(g * D + o) * D + o];
+        const T r = 1 / std::sqrt(spread + static_cast<T>(eps[t]));
+        const P *gamma = terms.data<P>(t, 1), *beta = terms.data<P>(t, 2);
+        const T a = gamma ? r * static_cast<T>(gamma[i]) : r;
+        if (beta) sum += static_cast<T>(beta[i]);
+        if (has) for (int64_t d = 0; d < D; ++d) weight[i * D + d] += a * row[at + d];
+        else weight[i * D + o] += a;
+        inverse[(g * all + t) * O + o] = r;
+        average[t * G * O + i] = seen_mean;
+        variance[t * G * O + i] = spread;
+      }
+      offset[i] = sum;
+    }
+  });
+  return made;
+}
+
+struct Unfolded {
+  std::vector<Tensor> found;  // of the parameters that are needed, in turn
+  Tensor covariance, mean, weight;
+};
+
+// Gradients, of A = `product` (G, O, D) and B = `total` (G, O); those of the moments where `deep`. Kept is S w, or S.
+template <typename T, typename P>
+Unfolded unfold_of(const Terms& terms, const Tensor& kept, bool is_covariance, const Tensor& inverse, const Tensor& product,
+                   const Tensor& total, at::IntArrayRef needed, bool deep) {
+  const int64_t G = terms.groups, O = terms.outputs, D = terms.depth, all = terms.all(), written = terms.written();
+  const Tensor rows = terms.rows<T, P>(product), seen = is_covariance ? through<T>(rows, kept) : kept;
+  Unfolded made;
+  std::vector<P*> to(3 * all, nullptr);
+  const auto own = product.options().dtype(c10::CppTypeToScalarType<P>::value);
+  for (int64_t j = 0; j < 3 * all; ++j)
+    if (needed[j]) to[j] = made.found.emplace_back(at::empty(terms.tensors[j].sizes(), own)).template mutable_data_ptr<P>();
+  made.weight = at::zeros({G, O, D}, product.options());
+  const Tensor scaled = deep ? at::empty_like(rows) : Tensor();
+  std::vector<T> lone(G * O);
+  const T *row = rows.const_data_ptr<T>(), *passed = seen.const_data_ptr<T>(), *inv = inverse.const_data_ptr<T>(),
+          *A = product.const_data_ptr<T>(), *B = total.const_data_ptr<T>();
+  T *weight = made.weight.mutable_data_ptr<T>(), *less = deep ? scaled.mutable_data_ptr<T>() : nullptr;
+  at::parallel_for(0, G * O, 64, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t g = i / O, o = i % O;
+      const T* drawn_by = A + i * D;
+      for (int64_t t = 0; t < all; ++t) {
+        const int64_t at = ((g * written + t) * O + o) * D;
+        const bool has = t < written;
+        const T r = inv[(g * all + t) * O + o];
+        const P* gamma = terms.data<P>(t, 1);
+        const T a = gamma ? r * static_cast<T>(gamma[i]) : r;
+        const T drawn = has ? dot(drawn_by, row + at, D) : drawn_by[o];
+        const T dvariance = a * r * r * drawn * T(-0.5);
+        if (to[3 * t + 1]) to[3 * t + 1][i] = static_cast<P>(r * drawn);
+        if (to[3 * t + 2]) to[3 * t + 2][i] = static_cast<P>(B[i]);
+        if (!has) {
+          weight[i * D + o] += a;
+          lone[i] += dvariance;
+          continue;
+        }
+        const int64_t size = terms.inner() * static_cast<int64_t>(terms.places[t].size());
+        if (to[3 * t]) terms.own(t, to[3 * t] + i * size, [&](int64_t d) { return a * drawn_by[d] + 2 * dvariance * passed[at + d]; });
+        for (int64_t d = 0; d < D; ++d) weight[i * D + d] += a * row[at + d];
+        if (deep) for (int64_t d = 0; d < D; ++d) less[at + d] = dvariance * row[at + d];
+      }
+    }
+  });
+  if (!deep) return made;
+  made.covariance = gram<T>(rows.view({G, written * O, D}), scaled.view({G, written * O, D}));
+  if (terms.bare)
+    for (int64_t i = 0; i < G * O; ++i) made.covariance.mutable_data_ptr<T>()[(i / O * D + i % O) * D + i % O] += lone[i];
+  made.mean = at::bmm(total.unsqueeze(1), made.weight).squeeze(1).neg_();
+  return made;
+}
+
+}  // namespace
