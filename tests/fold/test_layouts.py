@@ -125,3 +125,11 @@ def test_ways_round(way: str, folds: bool) -> None:
     assert report.changed == folds, f"{report}"
     if way == "flattened":
         assert norms_left(folded) < 2
+
+
+def test_another_number_of_channels_stands_where_they_stood() -> None:
+    layout = Layout.original((2, 4, 5, 7)).permute((0, 2, 3, 1)).resized(1, 6)
+    assert layout.sizes == (2, 5, 7, 6)
+    assert layout.permute((0, 3, 1, 2)) == Layout.original((2, 6, 5, 7))
+    with pytest.raises(NotLinear, match="does not stand along one axis"):
+        Layout.original((2, 4, 5, 7)).reshape((2, 20, 7)).resized(1, 6)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from tests.frontends.modules.checks import x_of
 from tests.graphs import random_network
@@ -10,6 +11,7 @@ from unbranch.affine import ELEMENT, Affine, cost, multiply_adds
 from unbranch.fold.interpret import interpret
 from unbranch.fold.plan import Plan, WorkCosts, plan
 from unbranch.frontends.modules import record
+from unbranch.frontends.padding import padding_work
 
 
 def planned(model: nn.Module, x: Tensor) -> tuple[Plan, WorkCosts]:
@@ -82,3 +84,18 @@ def test_work_is_multiply_adds_and_elements_moved() -> None:
     turned = Affine(torch.zeros(1, 6, 4, 2, 2), None, (2, 2), ((0, 0), (0, 0)), (1, 1), transposed=True)
     assert multiply_adds(turned.geometry, (10, 20)) == 6 * 4 * 4 * 50
     assert cost(turned, (10, 20)) == 6 * 4 * 4 * 50 + ELEMENT * (4 * 50 + 6 * 200)
+
+
+@pytest.mark.parametrize("mode", ["constant", "reflect", "replicate", "circular"])
+def test_a_padding_beside_a_convolution_costs_what_one_that_stands_there_costs(mode: str) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(4, 6, 3, stride=2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(F.pad(x, (2, 1, 0, 3), mode=mode))
+
+    graph = record(Net().double().eval(), (x_of(2, 4, 9, 8),)).graph
+    (fact,) = interpret(graph).of(graph.nodes[-1].outputs[0], graph.nodes[0].inputs[0])
+    assert padding_work(graph, fact) == WorkCosts(graph).node(graph.nodes[0])

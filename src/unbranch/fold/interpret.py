@@ -209,19 +209,27 @@ def _mapped(graph: Graph, fact: Fact, record: Map, ndim: int) -> _Step:
         raise NotLinear(f"{second.geometry} on a value with {fact.geometry.out_channels} channels")
     if second.rank != fact.geometry.rank:
         raise NotLinear(f"{second.geometry} on a value with {fact.geometry.rank} spatial axes")
-    if fact.layout is not None and not (
-        second.geometry.is_pointwise and second.in_channels == second.out_channels
-    ):
-        raise NotLinear(f"{second.geometry} on a value whose elements stand in another arrangement")
+    layout = _after(graph, fact, second.geometry)
     geometry = compose_geometry(fact.geometry, second.geometry)
     if not fact.is_start:
-        return _Step(geometry, (fact,), composing(second), fact.layout)
+        return _Step(geometry, (fact,), composing(second), layout)
 
     def alone(_: Iterable[Affine]) -> Affine:
         here = second.to(graph.device)
         return Affine.of(geometry, here.weight, here.bias)
 
-    return _Step(geometry, (fact,), alone, fact.layout, terms=())
+    return _Step(geometry, (fact,), alone, layout, terms=())
+
+
+def _after(graph: Graph, fact: Fact, second: Geometry) -> Layout | None:
+    """The arrangement behind ``second``: another number of channels passes axes that were swapped, but no reshape that counts them."""
+    if fact.layout is None:
+        return None
+    same = second.in_channels == second.out_channels
+    swapped = all(isinstance(graph.nodes[i].records[0], Permute) for i in fact.pending)
+    if not second.is_pointwise or not (same or swapped):
+        raise NotLinear(f"{second} on a value whose elements stand in another arrangement")
+    return fact.layout if same else fact.layout.resized(fact.axis, second.out_channels)
 
 
 def _summed(inputs: list[Fact], record: Sum) -> _Step:

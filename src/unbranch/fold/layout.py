@@ -44,6 +44,12 @@ class Layout:
         """The axes in another order."""
         return type(self)(self.shape, tuple(self.axes[i] for i in order))
 
+    def resized(self, axis: int, size: int) -> Self:
+        """The original ``axis``, which stands whole along one axis, with ``size`` entries."""
+        at = self.index_of(axis)
+        shape = (*self.shape[:axis], size, *self.shape[axis + 1 :])
+        return type(self)(shape, (*self.axes[:at], _axis([(axis, 1, size)]), *self.axes[at + 1 :]))
+
     def reshape(self, sizes: Sequence[int]) -> Self:
         """The same elements in the same order under other sizes.
 

@@ -134,3 +134,43 @@ def test_what_was_folded_before_is_what_a_later_fold_puts_behind_its_convolution
     folded, _ = fold(model)
     assert convolutions(folded) == 2
     assert not reparameterize(folded, x_of(*SMALL), return_report=True)[1].changed
+
+
+class Tokens(nn.Module):
+    """A layer over channels that come last."""
+
+    def __init__(self, into: int, out: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(into, out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x.movedim(1, -1)).movedim(-1, 1)
+
+
+def test_a_layer_over_the_last_axis_becomes_a_convolution_with_what_stands_around_it() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+            self.wide, self.back = Tokens(4, 6), Tokens(6, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.hardswish(self.last(self.back(self.wide(self.first(x)))))
+
+    folded, report = fold(nn.Sequential(Net(), nn.ReLU()))
+    assert [(place.how, place.before.ops, place.after.ops) for place in report.folded] == [("series", 8, 1)]
+    assert folded[0].wide.weight.shape == (4, 4, 1, 1)
+    assert not reparameterize(folded, x_of(*SMALL), return_report=True)[1].changed
+
+
+def test_a_reshape_that_counts_channels_is_given_as_many_as_before() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.wide, self.back = nn.Conv2d(4, 8, 1), nn.Linear(8, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            rows = self.wide(x).reshape(-1, 8, x.shape[2] * x.shape[3]).transpose(1, 2)
+            return F.relu(self.back(rows))
+
+    fold(Net())

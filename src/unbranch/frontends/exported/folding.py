@@ -4,15 +4,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import partial
-from math import prod
 from typing import Any, TypeAlias
 
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.fx import Node
 
-from unbranch.affine import ELEMENT, Affine, NotLinear
-from unbranch.affine import cost as cost_of
+from unbranch.affine import NotLinear
 from unbranch.fold.facts import Fact
 from unbranch.fold.interpret import Interpretation, interpret
 from unbranch.fold.plan import Plan, plan
@@ -25,6 +23,7 @@ from unbranch.frontends.exported.values import Reading
 from unbranch.frontends.exported.writing import Writer, is_core
 from unbranch.frontends.measured import costs_of
 from unbranch.frontends.modules.emit import native_padding
+from unbranch.frontends.padding import padding_work
 
 Where: TypeAlias = str | Callable[[str, Node], bool] | None
 
@@ -195,11 +194,7 @@ def work_beside(reading: Reading, core: bool, fact: Fact) -> float:
     zeros = g.mode == "zeros" or not g.is_padded
     if g.transposed or (zeros and native_padding(g) is not None):
         return 0.0
-    size = [n + before + after for n, (before, after) in zip(shape[2:], g.padding, strict=True)]
-    padded = shape[0] * prod(size)
-    if zeros:
-        return ELEMENT * (prod(shape) + shape[1] * padded) + 1
-    return cost_of(Affine.identity(shape[1], g.rank), (padded,)) + 1
+    return padding_work(reading.graph, fact) + 1
 
 
 def reparameterize_exported(

@@ -4,13 +4,14 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from math import prod
+from functools import partial
 from typing import Any, TypeAlias
 
 from torch import nn
 
-from unbranch.affine import ELEMENT, NotLinear
+from unbranch.affine import Geometry, NotLinear
 from unbranch.fold.facts import Fact
+from unbranch.fold.graph import Graph
 from unbranch.fold.interpret import interpret
 from unbranch.fold.plan import Plan, plan
 from unbranch.fold.report import Folded, Refused, Report, Totals
@@ -25,6 +26,7 @@ from unbranch.frontends.modules.rewriting import TRACING_ERRORS, Rewriter
 from unbranch.frontends.modules.sites import Finder, Signature, Site
 from unbranch.frontends.modules.trees import lent_copy, settled
 from unbranch.frontends.modules.writing import write
+from unbranch.frontends.padding import padding_work
 from unbranch.ops import Map
 
 Where: TypeAlias = str | Callable[[str, nn.Module], bool] | None
@@ -109,9 +111,9 @@ def prepare(
     args, kwargs, recording = _record(model, example_inputs)
     rewriter = Rewriter(model, args, kwargs, recording)
     finder = Finder(recording, trusting=trust == "observed")
-    costs = costs_of(
-        cost, runtime, recording.graph, _padding_cost, lambda fact: _ops_made(fact) + len(fact.pending)
-    )
+    graph = recording.graph
+    beside = partial(_padding_cost, graph)
+    costs = costs_of(cost, runtime, graph, beside, lambda fact: _ops_made(fact) + len(fact.pending))
 
     def check(facts: Sequence[Fact]) -> dict[int, str]:
         """Why some of the chosen regions cannot be placed."""
@@ -121,7 +123,7 @@ def prepare(
                 site = finder.find(fact)
                 if not _selected(where, site):
                     raise NotLinear("not selected by where")
-                gained = len(site.removed(recording.graph.nodes)) > _ops_made(fact)
+                gained = len(site.removed(graph.nodes)) > _ops_made(fact)
                 if not gained or (layers_only and site.how != "chain"):
                     raise NotLinear("")
                 sites.append(site)
@@ -134,7 +136,7 @@ def prepare(
             refused = {id(site.fact): uneven for site in _uneven(sites, recording)}
         return refused
 
-    chosen = plan(interpret(recording.graph), costs, check)
+    chosen = plan(interpret(graph), costs, check)
     sites = [finder.find(fact) for fact in chosen.regions]
     notes = (*notes, *_untied(model, sites, recording))
     return Folding(model, recording, rewriter, sites, chosen, notes)
@@ -173,20 +175,21 @@ def _record(
     )
 
 
-def _padding_cost(fact: Fact) -> float:
-    """What padding beside the convolution moves, where torch's layer cannot pad so itself."""
-    g = fact.geometry
-    if g.transposed or not g.rank:
-        return 0.0
+def _pads_beside(geometry: Geometry) -> bool:
+    """Torch's layer cannot pad so itself, or makes an op of it."""
+    g = geometry
     zeros = g.mode == "zeros" or not g.is_padded
-    if zeros and native_padding(g) is not None:
-        return 0.0
-    return 2 * ELEMENT * prod(fact.shape) / max(g.out_channels, 1) * g.in_channels * prod(g.stride)
+    return g.rank > 0 and not g.transposed and not (zeros and native_padding(g) is not None)
+
+
+def _padding_cost(graph: Graph, fact: Fact) -> float:
+    """What padding beside the convolution moves."""
+    return padding_work(graph, fact) if _pads_beside(fact.geometry) else 0.0
 
 
 def _ops_made(fact: Fact) -> int:
     """The convolution, and the padding that torch's layer does beside it."""
-    return 1 + (_padding_cost(fact) > 0)
+    return 1 + _pads_beside(fact.geometry)
 
 
 def _selected(where: Where, site: Site) -> bool:

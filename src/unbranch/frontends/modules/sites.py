@@ -108,10 +108,11 @@ class Finder:
         moves = any(
             isinstance(self.recording.graph.nodes[n].records[0], Reshape | Permute) for n in fact.members
         )
-        first = (self._child, self._chain) if moves else (self._chain, self._child)
-        attempts = (*first, self._series, self._graph)
+        layers = (
+            (self._child, self._series, self._chain) if moves else (self._chain, self._child, self._series)
+        )
         reasons = []
-        for attempt in attempts:
+        for attempt in (*layers, self._graph):
             try:
                 return replace(attempt(fact, frame), given=self._given(fact, frame))
             except NotLinear as error:
@@ -324,15 +325,15 @@ class Finder:
         return Site("series", fact, top, steps, anchor, linear)
 
     def _parts(self, fact: Fact, top: Frame) -> list[tuple[Frame, list[int]]]:
-        """The region as parts of modules: whole modules around its sums, the modules that run the rest."""
+        """The region as parts of modules: whole modules around its sums and moves, the modules that run the rest."""
         nodes, frames = self.recording.graph.nodes, self.recording.frames
-        branched = [n for n in sorted(fact.members) if isinstance(nodes[n].records[0], Sum | Concat)]
-        wholes = [self._whole(node, fact, top) for node in branched]
+        inner = (Sum, Concat, Reshape, Permute)
+        wholes = [
+            self._whole(n, fact, top) for n in sorted(fact.members) if isinstance(nodes[n].records[0], inner)
+        ]
         groups: list[tuple[Frame, list[int]]] = []
         for node in sorted(fact.members):
             around = [frame for frame in wholes if node in frame.nodes]
-            if not around and isinstance(nodes[node].records[0], Reshape | Permute):
-                raise NotLinear("it rearranges the value outside the modules that are part of it")
             frame = max(around, key=lambda frame: len(frame.nodes), default=frames[node])
             if groups and groups[-1][0] is frame:
                 groups[-1][1].append(node)
@@ -347,7 +348,7 @@ class Finder:
             one = frame.simple and len(frame.inputs) == len(frame.outputs) == 1
             if frame is not top and one and inside.issuperset(frame.nodes):
                 return _standing_for(frame)
-        raise NotLinear("it sums or stacks outside the modules that are part of it")
+        raise NotLinear("it sums, stacks or rearranges outside the modules that are part of it")
 
     # Anything else: the module's forward is traced and rewritten
 

@@ -10,9 +10,10 @@ import torch
 from onnx_ir.tensor_adapters import TorchTensor
 from torch import Tensor
 
-from unbranch.affine import ELEMENT, Affine, Geometry, NotLinear, cost
+from unbranch.affine import ELEMENT, Affine, Geometry, NotLinear
 from unbranch.fold.facts import Fact
 from unbranch.fold.graph import Graph
+from unbranch.frontends.padding import padding_work
 from unbranch.ops import Reshape
 
 _PAD_MODES = {"zeros": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
@@ -55,18 +56,15 @@ def extra_work(graph: Graph, fact: Fact) -> float:
 
     A padding costs what one costs that stands there already, so that none is done again.
     """
-    g, shape = fact.geometry, graph.values[fact.source].shape
+    g = fact.geometry
     elements = prod(fact.shape)
     if g.is_diagonal:
         return _of_sum(elements) if fact.axis != 1 and g.biased else 0.0
     if not g.rank:
         dense = elements * (g.in_channels - g.in_channels // g.groups)
         return dense + (_of_sum(elements) if ndim_of(fact) > 2 and g.biased else 0.0)
-    if g.mode != "zeros" and g.is_padded:
-        size = [n + before + after for n, (before, after) in zip(shape[2:], g.padding, strict=True)]
-        return cost(Affine.identity(shape[1], g.rank).geometry, (shape[0] * prod(size),))
-    if not g.transposed and g.is_cropped:
-        return 2 * ELEMENT * elements / max(g.out_channels, 1) * g.in_channels * prod(g.stride)
+    if (g.mode != "zeros" and g.is_padded) or (not g.transposed and g.is_cropped):
+        return padding_work(graph, fact)
     return 0.0
 
 
