@@ -93,13 +93,21 @@ def _exported(network: Network, made: Made) -> dict[str, Any]:
     whole, (folded, report) = cpu_seconds(lambda: reparameterize(program, return_report=True))
     row = summary(report) | {"fold_seconds": {"ours": whole}}
     row["dynamic sizes"] = any(isinstance(d, torch.SymInt) for d in _first_shape(program))
-    fused = theirs(network, copy.deepcopy(made.model))
+    fused = _exported_if_it_can(theirs(network, copy.deepcopy(made.model)), made.inputs)
     plain = made if not made.watched else Made(made.model, made.inputs, made.others)
     row |= _counts(plain, program.module(), folded.module(), fused)
     row |= _errors(
         plain, lambda model, inputs: reparameterize(_program(model, inputs)).module(), folded.module()
     )
     return row
+
+
+def _exported_if_it_can(model: nn.Module | None, inputs: tuple[Any, ...]) -> nn.Module | None:
+    """What an export keeps of it: a run of the module itself may find there what an earlier one left."""
+    try:
+        return model if model is None else _program(model, inputs).module()
+    except ExportError:
+        return model
 
 
 def _first_shape(program: Any) -> Any:
