@@ -23,6 +23,7 @@ DENSE: dict[str, Make] = {
     "repconvn": lambda k, s: blocks.RepConvN(4, 4, k, s, groups=2),
     "repvggdw": lambda k, s: blocks.RepVGGDW(4, k, s),
     "bottleneck": lambda k, s: blocks.LinearBottleneck(4, 4, k, s),
+    "bottleneck grouped": lambda k, s: blocks.LinearBottleneck(4, 6, k, s, groups=2),
 }
 OTHERS: dict[str, Callable[[], blocks.Block]] = {
     "edge": lambda: blocks.EdgeOrientedBlock(4, 6),
@@ -74,7 +75,7 @@ def test_it_trains(name: str, generator: torch.Generator) -> None:
     [
         (lambda: blocks.DiverseBranchBlock(4, 4, padding_mode="reflect"), "hold a constant"),
         (lambda: blocks.EdgeOrientedBlock(4, 4, groups=2), "undivided"),
-        (lambda: blocks.LinearBottleneck(4, 4, groups=2), "undivided"),
+        (lambda: blocks.LinearBottleneck(4, 4, padding_mode="reflect"), "hold"),
         (lambda: blocks.RepLKBlock(4, 5, small=7), "larger than the kernel"),
         (lambda: blocks.DilatedReparamBlock(4, 7), "reaches beyond"),
         (lambda: blocks.OREPABlock(4, 4, padding_mode="circular"), "pad with zeros"),

@@ -50,7 +50,7 @@ def given(folder: Path) -> tuple[str, ...]:
 def test_it_lists_the_recipes() -> None:
     out, _ = run("expand", "--list")
     assert [line.split()[0] for line in out.splitlines()] == list(RECIPES)
-    assert "repvgg     3x3 → norm + 1x1 → norm + x → norm" in out
+    assert "repvgg         3x3 → norm + 1x1 → norm + x → norm" in out
     assert "1x1 → norm → filled border → mean → norm" in out
 
 
@@ -101,7 +101,7 @@ def test_a_detector_stays_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("--recipe", "repvg"), "recipe 'repvg' is none of repvgg, mobileone"),
+        (("--recipe", "repvg"), "recipe 'repvg' is none of repvgg, repconvn, mobileone"),
         (("--where", "layer9.*"), "where='layer9.*' selects no convolution"),
         (("--where", "3"), "3: the recipe makes"),
         (("--calibrate", "@nothing.npy"), "holds no data"),

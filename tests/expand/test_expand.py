@@ -11,10 +11,21 @@ from torch.optim.swa_utils import AveragedModel
 import unbranch
 from tests.support import fold_error, randomize
 from unbranch.expand import RECIPES, Expanded, calibrate, expand, expand_, expand_like_, parameter_groups
+from unbranch.expand.expanded import NORMS
 from unbranch.models.yolov5 import yolov5
 
-ANY = ("repvgg", "mobileone", "acnet", "dbb", "qarepvgg", "repvit")
-LARGE = {"edge": (3, {}), "replk": (7, {"groups": 4}), "unireplk": (13, {"groups": 4})}
+ANY = (
+    "repvgg", "repconvn", "mobileone", "acnet", "dbb", "qarepvgg", "repvit", "orepa", "repconv_orepa", "bottleneck",
+)  # fmt: skip
+LARGE = {
+    "edge": (3, {}),
+    "replk": (7, {"groups": 4}),
+    "unireplk": (13, {"groups": 4}),
+    "repghost": (3, {"groups": 4}),
+    "repmixer": (5, {"groups": 4}),
+}
+
+FEW_NORMS = {"orepa": 1, "bottleneck": 0}
 
 
 class Net(nn.Module):
@@ -89,8 +100,16 @@ def test_expansion_keeps_the_function_and_folds_back(net: nn.Module, x: Tensor, 
     }  # `valid` pads by nothing, which the recipes cannot express
     assert fold_error(wide(x), net(x)) <= 1e-10
     back = unbranch.reparameterize(wide, x)
-    assert not [m for m in back.modules() if isinstance(m, Expanded)]
     assert fold_error(back(x), net(x)) <= 1e-10
+    if (
+        recipe == "bottleneck"
+    ):  # its 1x1 stays a layer of its own where no sum ends it; switching takes it along
+        back = copy.deepcopy(wide)
+        for name in kinds:
+            expanded(back, name).switch_to_deploy()
+            back.set_submodule(name, expanded(back, name).deployed_form() or nn.Identity())
+        assert fold_error(back(x), net(x)) <= 1e-10
+    assert not [m for m in back.modules() if isinstance(m, Expanded)]
     plain = unbranch.reparameterize(net, x)
     for name in kinds:
         ours, theirs = convolution(back, name), convolution(plain, name)
@@ -98,17 +117,39 @@ def test_expansion_keeps_the_function_and_folds_back(net: nn.Module, x: Tensor, 
         assert ours.kernel_size == theirs.kernel_size
 
 
-@pytest.mark.parametrize("dims", [1, 2, 3])
-@pytest.mark.parametrize("bias", [False, True])
-def test_any_convolution(generator: torch.Generator, dims: int, bias: bool) -> None:
+@pytest.mark.parametrize(
+    ("dims", "bias"),
+    [
+        (1, True),
+        *(
+            pytest.param(d, b, marks=pytest.mark.slow)
+            for d, b in ((1, False), (2, True), (2, False), (3, True))
+        ),
+    ],
+)
+@pytest.mark.parametrize("recipe", [*ANY, "repghost", "repmixer"])
+def test_any_convolution(generator: torch.Generator, recipe: str, dims: int, bias: bool) -> None:
+    """Strided, grouped, dilated, with a norm and without."""
     make = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dims - 1]
     norm = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)[dims - 1]
-    layer = nn.Sequential(make(4, 6, 5, 2, 2, groups=2, bias=bias), norm(6)).double().eval()
+    layers = (
+        make(4, 6, 5, 2, 2, groups=2, bias=bias),
+        norm(6),
+        nn.ReLU(),
+        make(6, 6, 3, 1, 2, dilation=2, groups=6 if recipe in LARGE else 3, bias=bias),
+    )
+    net = nn.Sequential(*layers).double().eval()
     x = torch.randn(2, 4, *(9, 8, 7)[:dims], generator=generator, dtype=torch.float64)
-    randomize(layer, generator, x)
-    wide = expand(layer, "mobileone", x)
-    assert isinstance(expanded(wide, "0"), Expanded)
-    assert fold_error(wide(x), layer(x)) <= 1e-10
+    randomize(net, generator, x)
+    if recipe == "acnet" and dims == 1:
+        with pytest.raises(ValueError, match="0: the recipe makes one branch of it"):
+            expand(net, recipe, x)
+        return
+    wide = expand(net, recipe, x)
+    both = ["0", "3"] if recipe in ANY else ["3"]
+    assert [name for name, m in wide.named_modules() if isinstance(m, Expanded)] == both
+    assert fold_error(wide(x), net(x)) <= 1e-10
+    assert fold_error(unbranch.reparameterize(wide, x)(x), net(x)) <= 1e-10
 
 
 @pytest.mark.parametrize(
@@ -127,7 +168,10 @@ def test_calibration_keeps_the_function_in_both_modes(
     batch = 2 * torch.randn(16, 3, 33, 31, generator=generator, dtype=torch.float64) + 0.3
     wide = expand(net, recipe, batch, where=where)
     kept = {name: value.clone() for name, value in wide.state_dict().items() if name.startswith("norm")}
-    assert calibrate(wide.train(), [batch[:7], batch[7:]]) >= 2
+    norms = [
+        m for m in wide.modules() if isinstance(m, Expanded) for m in m.modules() if isinstance(m, NORMS)
+    ]
+    assert calibrate(wide.train(), [batch[:7], batch[7:]]) == len(norms) >= FEW_NORMS.get(recipe, 2)
     assert all(module.training for module in wide.modules())
     wide.eval()
     assert all(torch.equal(value, wide.state_dict()[name]) for name, value in kept.items())

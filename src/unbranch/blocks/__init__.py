@@ -2,10 +2,11 @@
 
 from unbranch.blocks.acnet import ACBlock
 from unbranch.blocks.block import Block, BlockOptions, Branches, Sum
+from unbranch.blocks.bottleneck import LinearBottleneck
 from unbranch.blocks.dbb import DiverseBranchBlock
 from unbranch.blocks.deployable import Deployable
 from unbranch.blocks.depthwise import RepGhostBlock, RepMixer, RepVGGDW
-from unbranch.blocks.edge import EdgeOrientedBlock, LinearBottleneck
+from unbranch.blocks.edge import EdgeOrientedBlock
 from unbranch.blocks.implicit import ImplicitA, ImplicitConv, ImplicitM
 from unbranch.blocks.large_kernel import DilatedReparamBlock, RepLKBlock
 from unbranch.blocks.merged import TrainingPlan

@@ -15,7 +15,7 @@ from unbranch.blocks.attention import SqueezeExcite
 from unbranch.blocks.deployable import Deployable
 from unbranch.blocks.merged import Training, TrainingPlan, check_training, plan_training, run_merged
 from unbranch.blocks.spec import Axes, ConvSpec, SpecOptions
-from unbranch.frontends.modules import to_convolution
+from unbranch.frontends.modules import to_affine, to_convolution
 
 _FOLDED = re.compile(r"branches\.(\d+\.|conv\.)?(weight|bias)")
 _OTHER_FORM = {
@@ -31,6 +31,13 @@ class Branches(nn.Module):
 
     Subclass it for a recipe that is more than a sum; ``Sum`` serves nearly all.
     """
+
+    def take_up(self, kernel: Tensor, shift: Tensor) -> tuple[nn.Parameter, ...]:
+        """Add ``kernel``, (out, in / groups, *k), and ``shift``, (out,), to the map, in eval mode, by one branch's parameters.
+
+        Those of that branch are returned, as what a trained convolution lives on in; none, and nothing changed, where no branch can.
+        """
+        return ()
 
 
 class Sum(Branches):
@@ -59,6 +66,22 @@ class Sum(Branches):
         branches = {name: self.get_submodule(name) for name in self.names}
         return plan_training(branches, x, self.merging, self.training)
 
+    @torch.no_grad()
+    def take_up(self, kernel: Tensor, shift: Tensor) -> tuple[nn.Parameter, ...]:
+        """The first branch that can takes it, by as much more as the norm of the sum makes it less."""
+        scale = scale_of(self.norm, kernel)
+        kernel, shift = kernel / per_output(scale, kernel), shift / scale
+        for name in self.names:
+            branch = self.get_submodule(name)
+            taken = (
+                branch.take_up(kernel, shift)
+                if isinstance(branch, Branches)
+                else _take_up(branch, kernel, shift)
+            )
+            if taken:
+                return taken
+        return ()
+
     @no_type_check  # a recording would take the check's reading of sizes for ours
     def forward(self, x: Float[Tensor, "n c_in *size"]) -> Float[Tensor, "n c_out *out"]:
         """Add up the branches; in training, those together that can be."""
@@ -74,6 +97,35 @@ class Sum(Branches):
             own = getattr(self, name)(x)
             total = own if total is None else total + own
         return self.norm(total)
+
+
+@torch.no_grad()
+def _take_up(branch: nn.Module, kernel: Tensor, shift: Tensor) -> tuple[nn.Parameter, ...]:
+    """``w += kernel / s`` and the shift, where the branch is a convolution of that size, with a norm of scale s or a bias."""
+    layers = list(branch) if isinstance(branch, nn.Sequential) else [branch]
+    rest = [layer for layer in layers if not type(layer).__name__.endswith(("Pad1d", "Pad2d", "Pad3d"))]
+    if len(rest) > 2 or not isinstance(rest[0], nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        return ()
+    convolution, last = rest[0], rest[-1]
+    bias = last._parameters.get("bias")
+    if convolution.kernel_size != kernel.shape[2:] or bias is None:
+        return ()
+    scale = scale_of(None if last is convolution else last, kernel)
+    convolution.weight.add_(kernel / per_output(scale, kernel))
+    bias.add_(shift)
+    return tuple(branch.parameters())
+
+
+def scale_of(norm: nn.Module | None, kernel: Tensor) -> Tensor:
+    """What a norm in eval mode multiplies each output channel of ``kernel``, (out, in / groups, *k), with."""
+    if norm is None or isinstance(norm, nn.Identity):
+        return kernel.new_ones(len(kernel))
+    return to_affine(norm, kernel.new_ones((1, len(kernel), *kernel.shape[2:]))).weight.flatten()
+
+
+def per_output(values: Tensor, kernel: Tensor) -> Tensor:
+    """One number an output channel, to be multiplied with ``kernel``."""
+    return values.reshape(-1, *(1,) * (kernel.ndim - 1))
 
 
 Recipe: TypeAlias = Callable[[ConvSpec], Branches]

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from unbranch.blocks.block import Block, BlockOptions, Branches, Sum
+from unbranch.blocks.block import Block, BlockOptions, Branches, Sum, per_output
 from unbranch.blocks.repvgg import over_parameterized
 from unbranch.blocks.spec import Axes, ConvSpec
 
@@ -24,17 +24,38 @@ def repvit(spec: ConvSpec) -> Sum:
 
 def repghost(spec: ConvSpec) -> Sum:
     """kxk with a norm and the input through a norm."""
+    _adds_input("RepGhost", spec)
     return Sum({"dense": spec.conv_norm(), "shortcut": spec.norm(spec.out_channels)})
 
 
+def _adds_input(block: str, spec: ConvSpec) -> None:
+    if not spec.keeps_shape:
+        raise ValueError(
+            f"{block} adds the input itself, which needs as many channels out as in and stride 1, got "
+            f"{spec.in_channels} -> {spec.out_channels} channels and stride {spec.stride}"
+        )
+
+
 class Mixer(Branches):
-    """y = x + scale * (mix(x) - norm(x)), scale one learnt number per channel."""
+    """y = x + scale * (mix(x) - norm(x)), scale one learnt number per channel.
+
+    Raises ValueError where ``spec`` changes channels or size.
+    """
 
     def __init__(self, spec: ConvSpec, num_branches: int, scale: float) -> None:
         super().__init__()
+        _adds_input("RepMixer", spec)
         self.mix = over_parameterized(spec, num_branches=num_branches, shortcut="identity")
         self.norm = spec.norm(spec.in_channels)
         self.scale = nn.Parameter(torch.full((spec.in_channels, *(1,) * spec.dims), scale))
+
+    @torch.no_grad()
+    def take_up(self, kernel: Tensor, shift: Tensor) -> tuple[nn.Parameter, ...]:
+        """``mix`` takes it, divided by ``scale``."""
+        scale = self.scale.flatten()
+        if not bool(scale.all()):
+            return ()
+        return self.mix.take_up(kernel / per_output(scale, kernel), shift / scale)
 
     @no_type_check  # a recording would take the check's reading of sizes for ours
     def forward(self, x: Float[Tensor, "n c *size"]) -> Float[Tensor, "n c *size"]:

@@ -1,4 +1,4 @@
-"""Edge-oriented and bottleneck blocks of super-resolution networks."""
+"""The edge-oriented block of super-resolution networks."""
 
 from collections import OrderedDict
 from dataclasses import replace
@@ -59,23 +59,6 @@ def edge_oriented(spec: ConvSpec, widen: float) -> Sum:
     return Sum(branches)
 
 
-def linear_bottleneck(spec: ConvSpec, widen: float) -> Sum:
-    """1x1 -> kxk -> 1x1 with the border between them filled, and the input where channels and size stay."""
-    if spec.groups != 1 or spec.padding_mode != "zeros":
-        raise ValueError(f"a linear bottleneck is undivided and pads with zeros, got {spec}")
-    middle = max(1, round(widen * spec.in_channels))
-    inner = replace(spec, out_channels=middle, stride=(1,) * spec.dims)
-    kxk = replace(spec, in_channels=middle, out_channels=middle).unpadded(bias=True)
-    narrow = replace(spec, in_channels=middle, stride=(1,) * spec.dims).conv(1, bias=True)["conv"]
-    rest = OrderedDict(conv=kxk, narrow=narrow)
-    branches: dict[str, nn.Module] = {
-        "bottleneck": bordered(spec, nn.Sequential(inner.conv(1, bias=True)), rest)
-    }
-    if spec.keeps_shape:
-        branches["shortcut"] = nn.Identity()
-    return Sum(branches)
-
-
 class EdgeOrientedBlock(Block):
     """y = act(w_3 * x + w_3' * pad(w_1 * x) + sum_f s_f (f * pad(w_f * x)) + b)  (Zhang et al., ECBSR, ACM MM 2021).
 
@@ -97,28 +80,3 @@ class EdgeOrientedBlock(Block):
         super().__init__(
             in_channels, out_channels, 3, stride, lambda spec: edge_oriented(spec, widen), **options
         )
-
-
-class LinearBottleneck(Block):
-    """y = act(w_1' * w_k * pad(w_1 * x) + x)  (Bhardwaj et al., SESR, MLSys 2022, arXiv:2103.09404).
-
-    Shapes: (N, in_channels, *size) -> (N, out_channels, *ceil(size / stride)). Raises ValueError for groups and padding modes.
-
-    >>> LinearBottleneck(4, 8)(torch.ones(1, 4, 7, 5)).shape
-    torch.Size([1, 8, 7, 5])
-    """
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: Axes = 3,
-        stride: Axes = 1,
-        *,
-        widen: float = 4.0,
-        **options: Unpack[BlockOptions],
-    ) -> None:
-        def recipe(spec: ConvSpec) -> Sum:
-            return linear_bottleneck(spec, widen)
-
-        super().__init__(in_channels, out_channels, kernel_size, stride, recipe, **options)

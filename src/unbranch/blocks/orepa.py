@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from unbranch.affine import Affine, add, compose, scale
-from unbranch.blocks.block import Block, BlockOptions, Branches, Sum
+from unbranch.blocks.block import Block, BlockOptions, Branches, Sum, per_output, scale_of
 from unbranch.blocks.shortcuts import shortcut_branch
 from unbranch.blocks.spec import Axes, ConvSpec, pad_layer
 
@@ -46,6 +46,17 @@ class Squeezed(Branches):
         ]
         return add(*(scale(branch, s) for branch, s in zip(branches, self.scales, strict=True)))
 
+    @torch.no_grad()
+    def take_up(self, kernel: Tensor, shift: Tensor) -> tuple[nn.Parameter, ...]:
+        """``w_k += kernel / (s_k s)``, s the norm's scale."""
+        scale = self.scales[0] * scale_of(self.norm, kernel)
+        bias = self.norm._parameters.get("bias")
+        if bias is None or not bool(scale.all()):
+            return ()
+        self.dense.add_((kernel / per_output(scale, kernel)).view_as(self.dense))
+        bias.add_(shift)
+        return (self.dense, *self.norm.parameters())
+
     def _map(self, weight: Tensor) -> Affine:
         spec = self.spec
         return Affine(weight, None, spec.stride, spec.around(weight.shape[3:]), spec.dilation)
@@ -79,7 +90,8 @@ class OREPABlock(Block):
     recipe = Squeezed
 
 
-def _beside_squeezed(spec: ConvSpec) -> Sum:
+def beside_squeezed(spec: ConvSpec) -> Sum:
+    """OREPA's kernel with its norm, 1x1 with a norm, and the input through a norm where channels and size stay."""
     branches: dict[str, nn.Module] = {"dense": Squeezed(spec), "pointwise": spec.conv_norm(1)}
     carried = shortcut_branch("auto", spec)
     return Sum(branches if carried is None else {**branches, "shortcut": carried})
@@ -94,7 +106,7 @@ class RepConvOREPA(Block):
     torch.Size([1, 4, 7, 5])
     """
 
-    recipe = staticmethod(_beside_squeezed)
+    recipe = staticmethod(beside_squeezed)
 
     def __init__(
         self,

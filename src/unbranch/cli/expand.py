@@ -63,7 +63,7 @@ def command(  # noqa: PLR0913 - the options are the interface
     """
     if list_recipes:
         for name, line in sketched(RECIPES).items():
-            typer.echo(f"{name:10} {line}")
+            typer.echo(f"{name:14} {line}")
         return
     if model is None:
         raise InputError("no MODEL is named; --list lists the recipes")

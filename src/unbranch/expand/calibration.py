@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from unbranch.expand.expanded import NORMS, Expanded, scale_of
+from unbranch.blocks.block import scale_of
+from unbranch.expand.expanded import NORMS, Expanded
 from unbranch.frontends.modules import arguments
 from unbranch.ops.batch_norm import restate
 
@@ -49,8 +50,9 @@ def calibrate(model: nn.Module, batches: Iterable[Any]) -> int:
 
     A norm ``s x + t`` that sees variance ``var`` becomes ``gamma' = s sqrt(var' + eps)``, ``beta' = t + s mean'``: in eval mode nothing
     changes. In training mode, on a batch like these, ``var' = g**2 (var + eps) - eps`` with the plain norm's own gain g makes the layer
-    what the plain convolution and its norm make of it; where there was no norm, g = 1 and it is what eval mode makes of it. The border
-    inside a diverse branch block follows the running statistics, so there the two agree but for the edge.
+    what the plain convolution and its norm make of it. Where there was no norm, or the recipe adds something that no norm ends (as
+    RepMixer the input), g = 1 and it is what eval mode makes of it. The border inside a diverse branch block follows the running
+    statistics, so there the two agree but for the edge.
 
     Args:
         model: With layers fresh from `expand_`; its mode is kept, and so are the statistics of all other norms. It runs as the plain
@@ -97,7 +99,7 @@ def calibrate(model: nn.Module, batches: Iterable[Any]) -> int:
 def _as_plain(layer: Expanded, output: Tensor) -> Tensor:
     """What the plain convolution and its norm would make of this batch in training."""
     plain = layer.plain_norm
-    if plain is None:
+    if plain is None or not layer.last_norms():
         return output
     mean, variance = _Moments().see(output).known()
     shape = (-1, *(1,) * (output.ndim - 2))
@@ -139,11 +141,11 @@ def _restate(layer: Expanded, moments: dict[int, _Moments]) -> None:
             # The norm that ends the branch takes the mean out. Kept in the shift, it would cancel what this one makes of zeros, which
             # is what a border is filled with, down to its rounding error.
             seen_mean = torch.zeros_like(seen_mean)
-        elif plain is not None:
+        elif ends and plain is not None:
             seen_variance = plain.gain(variance) ** 2 * (seen_variance + norm.eps) - norm.eps
             seen_variance = seen_variance.clamp_min(0)
             if norm is ends[0]:
-                sample = seen_mean.new_ones((1, len(seen_mean), *(1,) * len(layer.kernel_size)))
+                sample = seen_mean.new_ones((len(seen_mean), 1, *(1,) * len(layer.kernel_size)))
                 scale = scale_of(copy.deepcopy(norm).eval(), sample.to(norm.weight)).to(seen_mean)
                 seen_mean = seen_mean + torch.where(scale == 0, 0.0, (plain.mean.to(mean) - mean) / scale)
         restate(norm, seen_mean, seen_variance)

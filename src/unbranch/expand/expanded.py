@@ -1,6 +1,7 @@
 """The layer that stands where a plain convolution stood: branches that amount to it."""
 
 import copy
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
 from typing import Any, no_type_check
@@ -10,7 +11,8 @@ from torch import Tensor, nn
 
 from unbranch.affine import Affine, NotLinear
 from unbranch.blocks import Branches, ConvSpec, Deployable, Sum
-from unbranch.blocks.block import say_form
+from unbranch.blocks.block import say_form, scale_of
+from unbranch.blocks.orepa import Squeezed
 from unbranch.frontends.modules import StandIn, to_affine, to_convolution
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -33,7 +35,7 @@ class PlainNorm:
         assert isinstance(norm, NORMS)
         bare = NORMS[dims - 1](norm.num_features, norm.eps, dtype=torch.float64).eval()
         bare.load_state_dict(norm.state_dict(), strict=False)  # a norm with an activation is its norm here
-        scale = scale_of(bare, torch.ones(1, norm.num_features, *(1,) * dims, dtype=torch.float64))
+        scale = scale_of(bare, torch.ones(norm.num_features, 1, *(1,) * dims, dtype=torch.float64))
         return cls(bare.bias.detach(), bare.weight.detach().abs(), norm.eps * scale**2)
 
     def gain(self, variance: Tensor) -> Tensor:
@@ -52,13 +54,13 @@ class Expanded(Deployable, StandIn):
     """
 
     def __init__(
-        self, spec: ConvSpec, branches: Branches, main: nn.Module, plain_norm: PlainNorm | None = None
+        self, spec: ConvSpec, branches: Branches, new: Iterable[str], plain_norm: PlainNorm | None = None
     ) -> None:
-        """``main`` is the branch that holds the kernel: the others are new."""
+        """``new`` names the parameters of the branches that the layer did not have."""
         super().__init__()
         self.plain_norm = plain_norm
         self.branches: nn.Module = branches
-        self.main = next(name for name, module in branches.named_modules() if module is main)
+        self.new = frozenset(new)
         self.in_channels, self.out_channels = spec.in_channels, spec.out_channels
         self.kernel_size, self.stride, self.dilation = spec.kernel, spec.stride, spec.dilation
         self.padding = tuple(before for before, _ in spec.padding)
@@ -121,24 +123,33 @@ class Expanded(Deployable, StandIn):
     def last_norms(self) -> list[nn.Module]:
         """The norms whose outputs are summed, the main branch's first, or the norm of the sum; none where another layer ends a branch."""
         branches = self.branches
+        if isinstance(branches, Squeezed):
+            return [branches.norm]
         if not isinstance(branches, Sum):
             return []
         if not isinstance(branches.norm, nn.Identity):
             return [branches.norm]
-        names = sorted(branches.names, key=lambda name: name != self.main.split(".")[0])
-        ends = [branches.get_submodule(name) for name in names]
+        ends = [branches.get_submodule(name) for name in sorted(branches.names, key=self._is_new)]
         ends = [end[-1] if isinstance(end, nn.Sequential) else end for end in ends]
+        ends = [end.norm if isinstance(end, Squeezed) else end for end in ends]
         return ends if all(isinstance(end, NORMS) for end in ends) else []
 
+    def _is_new(self, branch: str) -> bool:
+        return all(name in self.new for name in _parameters(self.branches, branch))
+
     def new_parameters(self) -> list[nn.Parameter]:
-        """The parameters of every branch but the one that holds the kernel."""
-        return [p for name, p in self.branches.named_parameters() if not name.startswith(f"{self.main}.")]
+        """The parameters of every branch but the one that holds the kernel; none in deploy form."""
+        return [p for name, p in self.branches.named_parameters() if name in self.new]
+
+
+def _parameters(branches: nn.Module, branch: str) -> list[str]:
+    return [name for name, _ in branches.named_parameters() if name.startswith(f"{branch}.")]
 
 
 def expanded(
     target: Affine, spec: ConvSpec, branches: Branches, like: Tensor, plain_norm: nn.Module | None = None
 ) -> Expanded:
-    """``branches``, one of them set so that the whole is ``target``: ``w_main += (W - W_all) / s``, with s the scale behind it.
+    """``branches``, one of which takes up what is missing, so that the whole is ``target`` (`Branches.take_up`).
 
     ``like`` is a tensor of the dtype and device wanted; ``plain_norm`` the one that ends the plain layer. The new layer is in eval mode.
 
@@ -147,60 +158,22 @@ def expanded(
         NotLinear: the branches are not a convolution of the target's geometry.
     """
     branches = branches.double().eval()
-    convolution, norm, branch, outer = _main(spec, branches)
     example = torch.linspace(-1, 1, prod((1, spec.in_channels, *spec.example_size)), dtype=torch.float64)
-    example = example.reshape(1, spec.in_channels, *spec.example_size)
-    now = to_affine(branches, example)
+    now = to_affine(branches, example.reshape(1, spec.in_channels, *spec.example_size))
     wanted = target.to(torch.device("cpu")).to(torch.float64)
     _check_geometry(now, wanted)
-    sample = example.new_ones((1, spec.out_channels, *spec.example_size))
-    inner_scale = scale_of(norm, sample)
-    outer_scale = scale_of(outer, sample)
-    gap = wanted.module_weight() - now.module_weight()
     missing = wanted.weight.new_zeros(spec.out_channels) if wanted.bias is None else wanted.bias
     missing = missing if now.bias is None else missing - now.bias
-    with torch.no_grad():
-        column = (-1, *(1,) * (gap.ndim - 1))
-        convolution.weight.add_(gap / (inner_scale * outer_scale).reshape(column))
-        _shift_of(convolution, norm).add_(missing / outer_scale)
+    held = branches.take_up(wanted.module_weight() - now.module_weight(), missing)
+    if not held:
+        size = "x".join(map(str, spec.kernel))
+        raise ValueError(
+            f"the recipe has no branch with a {size} kernel and a shift, which could take up the layer's"
+        )
+    own = {id(p) for p in held}
+    new = [name for name, p in branches.named_parameters() if id(p) not in own]
     remembered = None if plain_norm is None else PlainNorm.of(plain_norm, spec.dims)
-    return Expanded(spec, branches.to(like), branch, remembered).eval()
-
-
-def _main(
-    spec: ConvSpec, branches: Branches
-) -> tuple[nn.Conv1d | nn.Conv2d | nn.Conv3d, nn.Module | None, nn.Module, nn.Module]:
-    """The convolution that can hold the kernel, the norm behind it, its branch, and the norm behind the sum."""
-    if isinstance(branches, Sum):
-        for name in branches.names:
-            branch = branches.get_submodule(name)
-            layers = list(branch) if isinstance(branch, nn.Sequential) else [branch]
-            rest = [
-                layer for layer in layers if not type(layer).__name__.endswith(("Pad1d", "Pad2d", "Pad3d"))
-            ]
-            first, norm = rest[0], rest[1] if len(rest) == 2 else None
-            if not isinstance(first, nn.Conv1d | nn.Conv2d | nn.Conv3d) or len(rest) > 2:
-                continue
-            if first.kernel_size == spec.kernel and (norm or first)._parameters.get("bias") is not None:
-                return first, norm, branch, branches.norm
-    size = "x".join(map(str, spec.kernel))
-    raise ValueError(
-        f"the recipe has no branch with one {size} convolution and a shift, which could hold the kernel"
-    )
-
-
-def _shift_of(convolution: nn.Module, norm: nn.Module | None) -> Tensor:
-    """Where a branch's constant is kept."""
-    shift = (convolution if norm is None else norm)._parameters["bias"]
-    assert shift is not None
-    return shift
-
-
-def scale_of(norm: nn.Module | None, sample: Tensor) -> Tensor:
-    """What a norm multiplies each channel with."""
-    if norm is None or isinstance(norm, nn.Identity):
-        return sample.new_ones(sample.shape[1])
-    return to_affine(norm, sample).weight.flatten()
+    return Expanded(spec, branches.to(like), new, remembered).eval()
 
 
 def _check_geometry(now: Affine, wanted: Affine) -> None:

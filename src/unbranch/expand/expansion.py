@@ -154,7 +154,8 @@ def _selected(model: nn.Module, where: Where) -> list[tuple[str, nn.Module]]:
 
 def _is_single(branches: Branches) -> bool:
     """A sum of one: a plain convolution with its norm, as an unfused YOLOv5 layer keeps them."""
-    return isinstance(branches, Sum) and len(branches.names) == 1
+    alone = isinstance(branches, Sum) and len(branches.names) == 1
+    return alone and not isinstance(next(branches.children()), Branches)
 
 
 def _matches(path: str, module: nn.Conv1d | nn.Conv2d | nn.Conv3d, model: nn.Module, where: Where) -> bool:

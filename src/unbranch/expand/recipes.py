@@ -5,10 +5,12 @@ from functools import partial
 
 from unbranch.blocks import Branches, ConvSpec
 from unbranch.blocks.acnet import asymmetric
+from unbranch.blocks.bottleneck import linear_bottleneck
 from unbranch.blocks.dbb import diverse
-from unbranch.blocks.depthwise import repvit
+from unbranch.blocks.depthwise import Mixer, repghost, repvit
 from unbranch.blocks.edge import edge_oriented
 from unbranch.blocks.large_kernel import beside_dilated, beside_small
+from unbranch.blocks.orepa import Squeezed, beside_squeezed
 from unbranch.blocks.qarepvgg import norm_after_sum
 from unbranch.blocks.repvgg import over_parameterized
 
@@ -16,6 +18,7 @@ Recipe = Callable[[ConvSpec], Branches]
 
 RECIPES: dict[str, Recipe] = {
     "repvgg": partial(over_parameterized, num_branches=1, shortcut="auto"),
+    "repconvn": partial(over_parameterized, num_branches=1, shortcut=None),
     "mobileone": partial(over_parameterized, num_branches=4, shortcut="auto"),
     "acnet": asymmetric,
     "dbb": diverse,
@@ -24,7 +27,13 @@ RECIPES: dict[str, Recipe] = {
     "edge": partial(edge_oriented, widen=2.0),
     "replk": partial(beside_small, small=5),
     "unireplk": partial(beside_dilated, kernels=(5, 7, 3, 3, 3), dilations=(1, 2, 3, 4, 5)),
+    "orepa": Squeezed,
+    "repconv_orepa": beside_squeezed,
+    "bottleneck": partial(linear_bottleneck, widen=2.0),
+    "repghost": repghost,
+    "repmixer": partial(Mixer, num_branches=1, scale=1.0),
 }
+"""Branches by the name of their paper's block; YOLOv7's RepConv makes repvgg's, RepVGGDW repvit's."""
 
 
 def recipe_of(recipe: str | Recipe) -> Recipe:

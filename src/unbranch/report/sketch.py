@@ -8,6 +8,7 @@ from torch import nn
 
 from unbranch.blocks import Branches, ConvSpec, Sum
 from unbranch.blocks.border import BorderedPointwise
+from unbranch.blocks.bottleneck import Bottleneck
 from unbranch.blocks.depthwise import Mixer
 from unbranch.blocks.edge import ScaledFilter
 from unbranch.blocks.implicit import Implied
@@ -35,8 +36,8 @@ def layers_of(branch: nn.Module) -> list[str]:
         >>> layers_of(nn.Sequential(nn.Conv2d(4, 8, 3), nn.BatchNorm2d(8)))
         ['3x3', 'norm']
     """
-    if isinstance(branch, nn.Sequential):
-        return [name for layer in branch for name in layers_of(layer)]
+    if isinstance(branch, nn.Sequential | Bottleneck):
+        return [name for layer in branch.children() for name in layers_of(layer)]
     if isinstance(branch, BorderedPointwise):
         return [*layers_of(branch.pointwise), "filled border"]
     if isinstance(branch, CONVOLUTIONS):
