@@ -10,7 +10,9 @@ import pytest
 
 from tests.detect.data_sets import squares
 from tests.detect.lives import SETTINGS
-from unbranch.detect.checkpoint import load_model
+from tests.detect.photographs import finder
+from unbranch.detect.checkpoint import load_model, save
+from unbranch.expand import Expanded
 
 JOB = Path(__file__).with_name("ddp_job.py")
 SGD = {"optimizer": "sgd", "lr": 0.01, "nominal_batch": 8}
@@ -63,3 +65,18 @@ def test_two_processes_with_training_norms(data: Path, tmp_path: Path) -> None:
     assert ranks[0]["written"]
     assert ranks[1]["written"] == []
     assert (tmp_path / "run" / "results.csv").read_text().count("\n") == 3
+
+
+@pytest.mark.slow
+def test_two_processes_train_expanded_weights(data: Path, tmp_path: Path) -> None:
+    """Each rank draws and calibrates the new branches itself, to the same numbers; one of them writes."""
+    weights = tmp_path / "plain.safetensors"
+    save(finder(block="plain", names=["red", "green"]), weights)
+    where = "*.bottlenecks.*second*"
+    ranks = run(data, tmp_path / "run", 2, weights=str(weights), expand="repvgg", where=where)
+    assert ranks[0]["network"] == ranks[1]["network"]
+    assert ranks[0]["average"] == ranks[1]["average"]
+    assert ranks[0]["written"]
+    assert ranks[1]["written"] == []
+    kept = load_model(tmp_path / "run" / "last.safetensors")
+    assert len([module for module in kept.modules() if isinstance(module, Expanded)]) == 8

@@ -1,6 +1,7 @@
 """`unbranch train` and `unbranch val`: the options reach the functions, and mistakes are said."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from tests.detect.data_sets import squares
 from tests.detect.lives import TINY
 from unbranch.cli import train, val
 from unbranch.cli.pairs import pairs
+from unbranch.detect.errors import InputError
 
 app = typer.Typer()
 app.command("train")(train.command)
@@ -57,15 +59,17 @@ def test_val_prints_a_table_and_keeps_figures(trained: tuple[Path, Path], tmp_pa
     }  # fmt: skip
 
 
-def test_pairs_are_read_as_yaml() -> None:
-    given = ["block=repvgg", "depths=[1, 2]", "lr=0.1", "block2={kind: repvgg, shortcut: null}"]
+def test_pairs_are_literals_lists_and_text() -> None:
+    given = ["block=repvgg", "depths=[1, 2]", "lr=0.1", "block2={kind: repvgg, shortcut: null}", "se=null"]
+    given += ["pretrained=true", "eps=1e-3", "size=(3, 4)", "name=a=b", "quoted='7'", "none=None", "empty="]
     assert pairs(given, "--network") == {
         "block": "repvgg", "depths": [1, 2], "lr": 0.1, "block2": {"kind": "repvgg", "shortcut": None},
+        "se": None, "pretrained": True, "eps": 1e-3, "size": (3, 4), "name": "a=b", "quoted": "7", "none": None, "empty": "",
     }  # fmt: skip
     assert pairs(None, "--network") == {}
 
 
-@pytest.mark.parametrize("text", ["block", "=3", "a=["])
+@pytest.mark.parametrize("text", ["block", "=3", "a=[", "a b=3", "a={b: [}"])
 def test_a_wrong_pair_is_said(text: str) -> None:
-    with pytest.raises(typer.BadParameter, match="--network"):
+    with pytest.raises(InputError, match=f"^--network {re.escape(text)}: "):
         pairs([text], "--network")

@@ -6,7 +6,7 @@ from typing import Annotated, TypeAlias
 import typer
 
 from unbranch.cli.forms import Asked
-from unbranch.cli.sources import keywords
+from unbranch.cli.pairs import pairs
 
 ModelArgument: TypeAlias = Annotated[
     str,
@@ -60,4 +60,4 @@ def asked(
     batch: int | None,
 ) -> Asked:
     """The network that these arguments name."""
-    return Asked(model, weights, keywords(option), input_size, batch)
+    return Asked(model, weights, pairs(option, "--option"), input_size, batch)

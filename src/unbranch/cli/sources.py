@@ -1,6 +1,5 @@
 """The words for a model on the command line, and the model that each means."""
 
-import ast
 import importlib
 import importlib.util
 import inspect
@@ -45,25 +44,6 @@ def build(spec: str, options: Mapping[str, Any]) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise InputError(f"{spec}: gave a {type(model).__name__}, not a torch.nn.Module")
     return model.eval()
-
-
-def keywords(given: Sequence[str] | None) -> dict[str, Any]:
-    """`name=value` pairs; a value is a Python literal where it reads as one, else text.
-
-    Example:
-        >>> keywords(["num_classes=10", "act=relu"])
-        {'num_classes': 10, 'act': 'relu'}
-    """
-    found: dict[str, Any] = {}
-    for text in given or ():
-        name, equals, value = text.partition("=")
-        if not equals or not name.isidentifier():
-            raise InputError(f"--option {text}: write name=value")
-        try:
-            found[name] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            found[name] = value
-    return found
 
 
 Maker = Callable[..., Any]
