@@ -2,6 +2,7 @@
 
 import copy
 import io
+from functools import partial
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch.optim.swa_utils import AveragedModel
 
 import unbranch
 from tests.support import fold_error, randomize
+from unbranch.blocks.depthwise import Mixer
 from unbranch.expand import RECIPES, Expanded, calibrate, expand, expand_, expand_like_, parameter_groups
 from unbranch.expand.expanded import NORMS
 from unbranch.models.yolov5 import yolov5
@@ -299,3 +301,9 @@ def test_expanding_twice_is_an_error(net: nn.Module, x: Tensor) -> None:
         expand_(net, "repvgg", x, where="stem")
     with pytest.raises(ValueError, match="training mode"):
         expand_(net.train(), "repvgg", x)
+
+
+def test_a_mixer_of_any_scale(generator: torch.Generator) -> None:
+    net = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1, groups=4), nn.ReLU()).double().eval()
+    x = torch.randn(2, 4, 9, 7, generator=generator, dtype=torch.float64)
+    assert fold_error(expand(net, partial(Mixer, num_branches=2, scale=0.3), x)(x), net(x)) <= 1e-10
