@@ -112,6 +112,18 @@ class Tokens(nn.Module):
         return self.linear(x.movedim(1, -1)).movedim(-1, 1)
 
 
+class Owned(nn.Module):
+    """A layer in a module that scales by itself, before the layer or behind it."""
+
+    def __init__(self, layer: nn.Module, channels: int, rank: int, first: bool) -> None:
+        super().__init__()
+        self.layer, self.first = layer, first
+        self.scale = nn.Parameter(torch.ones(channels, *(1,) * rank))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x * self.scale) if self.first else self.layer(x) * self.scale
+
+
 class Network(nn.Module):
     """Layers, wired."""
 
@@ -190,6 +202,7 @@ class _Builder:
             self.active: 2,
             self.filled: 1,
             self.up: 1,
+            self.owned: 1,
         }
         self.draw.choices(list(kinds), list(kinds.values()))[0](at)
 
@@ -231,6 +244,15 @@ class _Builder:
         stride, bias = self.draw.choice((1, 2)), self.draw.random() < 0.5
         if max(self.shapes[at][2:]) <= 16:
             self.layer(lambda: _TRANSPOSED[self.rank](self.shapes[at][1], 4, 2, stride, bias=bias), [at])
+
+    def owned(self, at: int) -> None:
+        channels, out, first = self.shapes[at][1], self.draw.choice((4, 6)), self.draw.random() < 0.5
+        self.layer(
+            lambda: Owned(
+                _CONVOLUTIONS[self.rank](channels, out, 1), channels if first else out, self.rank, first
+            ),
+            [at],
+        )
 
     def join(self, at: int) -> None:
         same = [i for i, shape in enumerate(self.shapes) if shape == self.shapes[at]]

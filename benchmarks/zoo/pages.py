@@ -17,7 +17,7 @@ ROUNDING = 4.0
 """How many times the network's own rounding error two correct evaluations of it may differ, as in the certificates."""
 
 TOO_MUCH = (
-    "needs more than the 8 GiB that a row gets, at the one size that it takes, to be watched in float64"
+    "needs more than the 16 GiB that a row gets, at the one size that it takes, to be watched in float64"
 )
 
 Row = dict[str, Any]

@@ -1,5 +1,6 @@
 """Modules one after the other, some of them affine as a whole: a sum or a concatenation in a child, a norm behind it."""
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -12,7 +13,9 @@ from tests.frontends.modules.checks import (
     norms_left,
     x_of,
 )
+from tests.graphs import Owned
 from unbranch import reparameterize
+from unbranch.blocks import LinearBottleneck
 
 
 class Mixed(nn.Module):
@@ -174,3 +177,25 @@ def test_a_reshape_that_counts_channels_is_given_as_many_as_before() -> None:
             return F.relu(self.back(rows))
 
     fold(Net())
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_module_that_computes_around_its_layer_is_replaced_with_it(first: bool) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.last = nn.BatchNorm2d(4), nn.Conv2d(6, 4, 3)
+            self.owned = Owned(nn.Conv2d(4, 6, 1), 4 if first else 6, 2, first)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.relu(self.last(self.owned(self.norm(x))))
+
+    folded, report = fold(Net())
+    assert [(place.place, place.how, place.after.ops) for place in report.folded] == [("owned", "chain", 1)]
+    assert folded.owned.weight.shape == (4, 4, 3, 3)
+
+
+def test_a_bottleneck_in_series_with_its_own_border_folds_whole() -> None:
+    folded, report = fold(nn.Sequential(LinearBottleneck(4, 6), nn.ReLU(), LinearBottleneck(6, 4)))
+    assert convolutions(folded) == 2
+    assert all(place.after.ops == 1 for place in report.folded)

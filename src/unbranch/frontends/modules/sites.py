@@ -5,7 +5,7 @@ modules before and after it, becomes the convolution, alone or in a sequence; a 
 children; otherwise the module's own forward is traced and rewritten.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -194,24 +194,13 @@ class Finder:
     # A chain of layers, each the only reader of the one before
 
     def _chain(self, fact: Fact, top: Frame) -> Site:
-        graph, frames = self.recording.graph, self.recording.frames
-        facts = self._facts_on_the_way(fact)
+        graph, facts = self.recording.graph, self._facts_on_the_way(fact)
         order = sorted(fact.members)
-        groups: list[tuple[Frame, list[int]]] = []
-        for node in order:
-            record = graph.nodes[node].records[0]
-            if isinstance(record, Sum | Concat):
-                raise NotLinear("it is no chain of layers")
-            if (
-                isinstance(record, Reshape | Permute | Identity)
-                and node in facts
-                and facts[node].rule is unchanged
-            ):
-                continue
-            if groups and groups[-1][0] is frames[node]:
-                groups[-1][1].append(node)
-            else:
-                groups.append((frames[node], [node]))
+        if any(isinstance(graph.nodes[node].records[0], Sum | Concat) for node in order):
+            raise NotLinear("it is no chain of layers")
+        stay = {n for n in order if n in facts and facts[n].rule is unchanged and _moves(graph.nodes[n])}
+        frames = self._outermost(fact.members - stay)
+        groups = _runs((frames[node], node) for node in order if node not in stay)
         if len({id(frame) for frame, _ in groups}) < len(groups):
             raise NotLinear("it enters a module twice")
         anchor = self._anchor([nodes for _, nodes in groups])
@@ -230,9 +219,16 @@ class Finder:
                 self._check_references(step.frame.module)
         layer = in_place and isinstance(steps[anchor].frame.module, nn.modules.conv._ConvNd)
         exempt = steps[anchor].frame if layer else None
-        starts = (frames[n].parent if frames[n] is exempt else frames[n] for n in order)
+        ran = (self.recording.frames[node] for node in order)
+        starts = (frame.parent if frame is exempt else frame for frame in ran)
         self._check_witness((frame for frame in starts if frame is not None), top)
         return Site("chain", fact, top, tuple(steps), anchor, linear, in_place)
+
+    def _outermost(self, nodes: Collection[int]) -> dict[int, Frame]:
+        """The call that each node is part of: a call in which others of them lie holds those too, and is replaced as one."""
+        frames = self.recording.frames
+        own = {id(frames[node]) for node in nodes}
+        return {node: [f for f in frames[node].ancestors() if id(f) in own][-1] for node in nodes}
 
     def _facts_on_the_way(self, fact: Fact) -> dict[int, Fact]:
         facts, current = {}, fact
@@ -326,20 +322,12 @@ class Finder:
 
     def _parts(self, fact: Fact, top: Frame) -> list[tuple[Frame, list[int]]]:
         """The region as parts of modules: whole modules around its sums and moves, the modules that run the rest."""
-        nodes, frames = self.recording.graph.nodes, self.recording.frames
-        inner = (Sum, Concat, Reshape, Permute)
-        wholes = [
-            self._whole(n, fact, top) for n in sorted(fact.members) if isinstance(nodes[n].records[0], inner)
-        ]
-        groups: list[tuple[Frame, list[int]]] = []
-        for node in sorted(fact.members):
-            around = [frame for frame in wholes if node in frame.nodes]
-            frame = max(around, key=lambda frame: len(frame.nodes), default=frames[node])
-            if groups and groups[-1][0] is frame:
-                groups[-1][1].append(node)
-            else:
-                groups.append((frame, [node]))
-        return groups
+        nodes, frames = self.recording.graph.nodes, self._outermost(fact.members)
+        inner, order = (Sum, Concat, Reshape, Permute), sorted(fact.members)
+        wholes = [self._whole(n, fact, top) for n in order if isinstance(nodes[n].records[0], inner)]
+        around = ([*(w for w in wholes if node in w.nodes), frames[node]] for node in order)
+        largest = (max(some, key=lambda frame: len(frame.nodes)) for some in around)
+        return _runs(zip(largest, order, strict=True))
 
     def _whole(self, node: int, fact: Fact, top: Frame) -> Frame:
         """The smallest module below ``top`` that runs ``node``, has one input and one output, and lies in the region as a whole."""
@@ -364,6 +352,21 @@ class Finder:
         check_emittable(fact.geometry, linear)
         self._check_witness((self.recording.frames[n] for n in fact.members), top)
         return Site("graph", fact, top, (Step(top, (), (), min(fact.members)),), 0, linear)
+
+
+def _runs(placed: Iterable[tuple[Frame, int]]) -> list[tuple[Frame, list[int]]]:
+    """Nodes by frame, as long as it stays the same one."""
+    groups: list[tuple[Frame, list[int]]] = []
+    for frame, node in placed:
+        if not groups or groups[-1][0] is not frame:
+            groups.append((frame, []))
+        groups[-1][1].append(node)
+    return groups
+
+
+def _moves(node: Node) -> bool:
+    """It computes nothing."""
+    return isinstance(node.records[0], Reshape | Permute | Identity)
 
 
 def _standing_for(frame: Frame) -> Frame:
