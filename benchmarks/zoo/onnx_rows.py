@@ -18,11 +18,24 @@ from torch.utils._pytree import tree_leaves
 from benchmarks.zoo.networks import Made, Network, first_tensor, theirs
 from benchmarks.zoo.outputs import agreeing
 from unbranch import reparameterize, verify
+from unbranch.fold.certificate import fold_error
 from unbranch.fold.verify import RUN_ERRORS
 from unbranch.runtimes.sessions import onnx_runtime
 
 NOTHING = ("Identity", "Constant", "Dropout")
 LAYERS = ("Conv", "ConvTranspose", "BatchNormalization")
+SEARCHES = (
+    "TopK",
+    "NonMaxSuppression",
+    "ArgMax",
+    "ArgMin",
+    "NonZero",
+    "Greater",
+    "GreaterOrEqual",
+    "Less",
+    "LessOrEqual",
+)
+LIMIT = 1e-5
 EXPORT_ERRORS = (*RUN_ERRORS, TorchDynamoException, torch.onnx.errors.OnnxExporterError)
 
 
@@ -65,6 +78,60 @@ def nodes_that_run(model: onnx.ModelProto, outputs: Collection[str] | None = Non
             if node.op_type not in NOTHING:
                 kept.append(node.op_type)
     return kept
+
+
+def behind_a_search(model: onnx.ModelProto) -> tuple[set[str], list[str]]:
+    """The outputs that a search or a comparison orders, and the numbers that go into the ops from there on.
+
+    Rounding that swaps two near values there makes such an output jump; all that folding can change is in the numbers before.
+    """
+    known = onnx.shape_inference.infer_shapes(model).graph
+    floats = {v.name for v in known.value_info if v.type.tensor_type.elem_type == onnx.TensorProto.FLOAT}
+    live = {value.name for value in model.graph.input}
+    late: set[str] = set()
+    before: dict[str, None] = {}
+    for node in model.graph.node:
+        depends = [name for name in node.input if name in live]
+        if not depends:
+            continue
+        live |= set(node.output)
+        compares = node.op_type in SEARCHES and bool(floats.intersection(depends))
+        if compares or late.intersection(depends):
+            late |= set(node.output)
+            before |= dict.fromkeys(n for n in depends if n in floats and n not in late)
+    return late & {value.name for value in model.graph.output}, list(before)
+
+
+def _equality(model: onnx.ModelProto, folded: onnx.ModelProto, made: Made) -> dict[str, Any]:
+    """The certificate, at two sizes where the network takes two; where it fails behind a search, the numbers before that."""
+    example = first_tensor(made.inputs)
+    certificate = verify(model, folded, example if example.dim() == 4 else None)
+    row: dict[str, Any] = {
+        "error32": certificate.error,
+        "rounding32": max((c.tolerance for c in certificate.checks), default=0.0) / 4,
+        "notes": [note for note in certificate.notes if "no second size" not in note],
+        "failed": [str(c.output) for c in certificate.checks if not c.passed][:5],
+    }
+    searched, before = behind_a_search(model)
+    if row["failed"] and searched:
+        row |= {"searched": sorted(searched), **_before_the_search(model, searched, before, made.inputs)}
+    return {**row, "equal": not row["failed"]}
+
+
+def _before_the_search(
+    model: onnx.ModelProto, searched: set[str], before: list[str], inputs: tuple[Any, ...]
+) -> dict[str, Any]:
+    """The row's error where a search orders outputs: of the others, and of the numbers that go into the search."""
+    watched = copy.deepcopy(model)
+    del watched.graph.output[:]
+    kept = [value for value in model.graph.output if value.name not in searched]
+    names = [name for name in before if name not in {value.name for value in kept}]
+    shapeless = [onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, None) for n in names]
+    watched.graph.output.extend([*kept, *shapeless])
+    expected, found = _outputs(watched, inputs), _outputs(reparameterize(watched), inputs)
+    errors = {name: fold_error(found[name], value) for name, value in expected.items()}
+    failed = [name for name, error in errors.items() if not error <= LIMIT]
+    return {"error32": max(errors.values()), "failed": failed[:5], "watched": len(errors)}
 
 
 def in_common(
@@ -116,13 +183,9 @@ def fold_file(network: Network, made: Made) -> dict[str, Any]:
     folded, report = reparameterize(model, return_report=True)
     row |= summary(report) | {"fold_seconds": {"ours": time.process_time() - start}}
     kinds = {"before": nodes_that_run(model), "after": nodes_that_run(folded)}
-    example = first_tensor(made.inputs)
-    certificate = verify(model, folded, example if example.dim() == 4 else None)
-    row["error32"] = certificate.error
-    row["rounding32"] = max((c.tolerance for c in certificate.checks), default=0.0) / 4
-    row["equal"] = bool(certificate)
-    row["notes"] += [note for note in certificate.notes if "no second size" not in note]
-    row["failed"] = [str(c.output) for c in certificate.checks if not c.passed][:5]
+    equal = _equality(model, folded, made)
+    row["notes"] += equal.pop("notes")
+    row |= equal
     fused = theirs(network, copy.deepcopy(made.model))
     if fused is not None:
         try:

@@ -117,8 +117,9 @@ def _head() -> list[str]:
         + [
             "An error is max|a − b| / max(1, max|b|) of an output, at two sizes where the network takes two. The limits are 1e-10 in",
             "float64 and 1e-5 in float32, or four times what rounding alone does to the network as it was. Outputs that a search orders",
-            "(topk, sort, non-maximum suppression) are held in float64 only. Ops are those that compute or copy, counted while the",
-            "network runs, of the outputs that both forms give; `theirs` is timm's `reparameterize_model`, ultralytics' `fuse`, and for",
+            "(topk, sort, non-maximum suppression) are held in float64 only, or, in a file, by the numbers that go into the search.",
+            "Ops are those that compute or copy, counted while the network runs, of the outputs that both forms give; `theirs` is",
+            "timm's `reparameterize_model`, ultralytics' `fuse`, and for",
             "torchvision, which has none, torch's own fx fusing. Times to fold are CPU seconds on one thread, without recording,",
             "exporting and verifying. ONNX rows run in ONNX Runtime, which has these networks' ops in float32 only; ONNX's reference",
             "implementation has float64 and takes minutes for one of them, so the tests hold small random networks there to 1e-10.",

@@ -1,6 +1,7 @@
 """The linear bottleneck of over-parameterized compact networks."""
 
 from dataclasses import replace
+from functools import partial
 from typing import Unpack, no_type_check
 
 import torch
@@ -87,7 +88,5 @@ class LinearBottleneck(Block):
         widen: float = 4.0,
         **options: Unpack[BlockOptions],
     ) -> None:
-        def recipe(spec: ConvSpec) -> Sum:
-            return linear_bottleneck(spec, widen)
-
+        recipe = partial(linear_bottleneck, widen=widen)
         super().__init__(in_channels, out_channels, kernel_size, stride, recipe, **options)
