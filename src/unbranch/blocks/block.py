@@ -14,7 +14,7 @@ from unbranch.blocks.activation import Activation, activation_layer
 from unbranch.blocks.attention import SqueezeExcite
 from unbranch.blocks.deployable import Deployable
 from unbranch.blocks.merged import Training, TrainingPlan, check_training, plan_training, run_merged
-from unbranch.blocks.spec import Axes, ConvSpec, SpecOptions
+from unbranch.blocks.spec import NORMS, Axes, ConvSpec, SpecOptions
 from unbranch.frontends.modules import to_affine, to_convolution
 
 _FOLDED = re.compile(r"branches\.(\d+\.|conv\.)?(weight|bias)")
@@ -38,6 +38,10 @@ class Branches(nn.Module):
         Those of that branch are returned, as what a trained convolution lives on in; none, and nothing changed, where no branch can.
         """
         return ()
+
+    def last_norms(self) -> list[nn.Module]:
+        """The norms whose outputs are summed, or the one behind the sum; none where some part of the output passes no norm last."""
+        return []
 
 
 class Sum(Branches):
@@ -82,6 +86,13 @@ class Sum(Branches):
                 return taken
         return ()
 
+    def last_norms(self) -> list[nn.Module]:
+        """The norm of the sum, or those that end the branches, if all of them end in one."""
+        if not isinstance(self.norm, nn.Identity):
+            return [self.norm]
+        ends = [_last_norms(self.get_submodule(name)) for name in self.names]
+        return [norm for end in ends for norm in end] if all(ends) else []
+
     @no_type_check  # a recording would take the check's reading of sizes for ours
     def forward(self, x: Float[Tensor, "n c_in *size"]) -> Float[Tensor, "n c_out *out"]:
         """Add up the branches; in training, those together that can be."""
@@ -97,6 +108,13 @@ class Sum(Branches):
             own = getattr(self, name)(x)
             total = own if total is None else total + own
         return self.norm(total)
+
+
+def _last_norms(branch: nn.Module) -> list[nn.Module]:
+    if isinstance(branch, Branches):
+        return branch.last_norms()
+    last = branch[-1] if isinstance(branch, nn.Sequential) else branch
+    return [last] if isinstance(last, NORMS) else []
 
 
 @torch.no_grad()

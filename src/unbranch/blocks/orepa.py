@@ -57,6 +57,10 @@ class Squeezed(Branches):
         bias.add_(shift)
         return (self.dense, *self.norm.parameters())
 
+    def last_norms(self) -> list[nn.Module]:
+        """Its own."""
+        return [self.norm]
+
     def _map(self, weight: Tensor) -> Affine:
         spec = self.spec
         return Affine(weight, None, spec.stride, spec.around(weight.shape[3:]), spec.dilation)

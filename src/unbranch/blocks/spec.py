@@ -14,7 +14,8 @@ NormFactory: TypeAlias = Callable[[int], nn.Module]
 LayerFactory: TypeAlias = Callable[..., nn.Module]
 
 CONVOLUTIONS: dict[int, LayerFactory] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
-BATCH_NORMS: dict[int, NormFactory] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+"""By spatial axes, from one."""
 PADS: dict[str, dict[int, LayerFactory]] = {
     "zeros": {1: nn.ZeroPad1d, 2: nn.ZeroPad2d, 3: nn.ZeroPad3d},
     "reflect": {1: nn.ReflectionPad1d, 2: nn.ReflectionPad2d, 3: nn.ReflectionPad3d},
@@ -89,7 +90,7 @@ class ConvSpec:
             _per_axis("dilation", options.get("dilation", 1), dims),
             options.get("groups", 1),
             options.get("padding_mode", "zeros"),
-            options.get("norm") or BATCH_NORMS[dims],
+            options.get("norm") or NORMS[dims - 1],
         )
 
     def __post_init__(self) -> None:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from unbranch.blocks.block import scale_of
-from unbranch.expand.expanded import NORMS, Expanded
+from unbranch.blocks.spec import NORMS
+from unbranch.expand.expanded import Expanded
 from unbranch.frontends.modules import arguments
 from unbranch.ops.batch_norm import restate
 

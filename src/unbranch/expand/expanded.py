@@ -10,12 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from unbranch.affine import Affine, NotLinear
-from unbranch.blocks import Branches, ConvSpec, Deployable, Sum
+from unbranch.blocks import Branches, ConvSpec, Deployable
 from unbranch.blocks.block import say_form, scale_of
-from unbranch.blocks.orepa import Squeezed
+from unbranch.blocks.spec import NORMS
 from unbranch.frontends.modules import StandIn, to_affine, to_convolution
-
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 @dataclass(frozen=True)
@@ -121,29 +119,17 @@ class Expanded(Deployable, StandIn):
         return torch.linspace(-1, 1, prod(shape)).reshape(shape).to(like)
 
     def last_norms(self) -> list[nn.Module]:
-        """The norms whose outputs are summed, the main branch's first, or the norm of the sum; none where another layer ends a branch."""
-        branches = self.branches
-        if isinstance(branches, Squeezed):
-            return [branches.norm]
-        if not isinstance(branches, Sum):
+        """``Branches.last_norms``, that of the branch which holds the kernel first; none in deploy form."""
+        if not isinstance(self.branches, Branches):
             return []
-        if not isinstance(branches.norm, nn.Identity):
-            return [branches.norm]
-        ends = [branches.get_submodule(name) for name in sorted(branches.names, key=self._is_new)]
-        ends = [end[-1] if isinstance(end, nn.Sequential) else end for end in ends]
-        ends = [end.norm if isinstance(end, Squeezed) else end for end in ends]
-        return ends if all(isinstance(end, NORMS) for end in ends) else []
-
-    def _is_new(self, branch: str) -> bool:
-        return all(name in self.new for name in _parameters(self.branches, branch))
+        new = {id(p) for p in self.new_parameters()}
+        return sorted(
+            self.branches.last_norms(), key=lambda norm: all(id(p) in new for p in norm.parameters())
+        )
 
     def new_parameters(self) -> list[nn.Parameter]:
         """The parameters of every branch but the one that holds the kernel; none in deploy form."""
         return [p for name, p in self.branches.named_parameters() if name in self.new]
-
-
-def _parameters(branches: nn.Module, branch: str) -> list[str]:
-    return [name for name, _ in branches.named_parameters() if name.startswith(f"{branch}.")]
 
 
 def expanded(

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from unbranch.affine import Affine, NotLinear
 from unbranch.blocks import Branches, ConvSpec, Sum
-from unbranch.expand.expanded import NORMS, Expanded, expanded
+from unbranch.blocks.spec import NORMS
+from unbranch.expand.expanded import Expanded, expanded
 from unbranch.expand.recipes import Recipe, recipe_of
 from unbranch.frontends.modules import ExampleInputs, Where, to_affine, unwrap
 from unbranch.frontends.modules.folding import Folding, prepare

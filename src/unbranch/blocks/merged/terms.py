@@ -8,9 +8,9 @@ from torch.nn.modules import module as torch_module
 
 from unbranch.blocks.pointwise import StridedPointwise1d, StridedPointwise2d, StridedPointwise3d
 from unbranch.blocks.shortcuts import FixedConv
+from unbranch.blocks.spec import NORMS
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, StridedPointwise1d, StridedPointwise2d, StridedPointwise3d)
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 ZERO_PADS = (nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d)
 
 
