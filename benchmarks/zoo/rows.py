@@ -38,6 +38,7 @@ def fold_row(network: Network, front: str) -> dict[str, Any]:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     if front in ("time", "file"):
+        timing.keep_memory()
         return timing.time_row(network) if front == "time" else timing.file_row(network)
     made = make(network)
     row: dict[str, Any] = {"input": shape_of(made.inputs)}

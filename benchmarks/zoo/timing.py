@@ -1,6 +1,8 @@
 """Times of one network: as it was, folded, and fused by its own library, in turn in one run."""
 
 import copy
+import ctypes
+import platform
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,16 @@ from unbranch.runtimes.timing import Run, time_pair
 
 SIDES = {"ultralytics": 320}
 PAIRS, SECONDS = 40, 4.0
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4
 RUNTIMES = {"onnxruntime": onnx_runtime, "openvino": openvino}
+
+
+def keep_memory() -> None:
+    """What a run frees stays with the process (glibc): else the page faults of one form's buffers, and not its work, are timed."""
+    libc = ctypes.CDLL(None)
+    if platform.libc_ver()[0] == "glibc":
+        libc.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+        libc.mallopt(_MMAP_MAX, 0)
 
 
 def ratio(before: Run, after: Run) -> dict[str, Any]:
