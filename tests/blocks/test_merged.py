@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.support import fold_error, norms, randomize
-from unbranch.blocks import MobileOneBlock, QARepVGGBlock, RepMixer, RepVGGBlock, RepVGGDW, Sum
+from unbranch.blocks import ACBlock, MobileOneBlock, QARepVGGBlock, RepMixer, RepVGGBlock, RepVGGDW, Sum
 from unbranch.blocks.merged import check_training, compiled
 
 RepVGG = partial(RepVGGBlock, training="merged")
@@ -29,6 +29,7 @@ CASES: dict[str, tuple[Callable[..., nn.Module], str]] = {
     "depthwise, even": (lambda s: MobileOne(6, 6, 2, s, groups=6, num_branches=2), "depthwise"),
     "depthwise, dilated": (lambda s: MobileOne(5, 5, 3, s, groups=5, dilation=2), "depthwise"),
     "averaged": (lambda s: MobileOne(6, 6, 3, s, groups=6, shortcut="average"), "depthwise"),
+    "crossed": (lambda s: ACBlock(6, 6, 3, s, groups=6, training="merged"), "depthwise"),
     "wide depthwise": (lambda s: MobileOne(6, 6, 5, s, groups=6, shortcut="conv"), "channelwise"),
     "reflected": (lambda s: RepVGG(6, 8, 3, s, shortcut="conv", padding_mode="reflect"), "pointwise"),
     "lone": (lambda s: RepVGG(6, 8, 3, s, shortcut=None, padding_mode="reflect"), "pointwise"),
@@ -58,6 +59,14 @@ def branched(block: nn.Module) -> nn.Module:
         if isinstance(module, Sum):
             module.merging = "branches"
     return twin
+
+
+def drawn(make: Callable[..., nn.Module], stride: int, generator: torch.Generator) -> nn.Module:
+    """Random parameters and statistics, in float64, and another eps in each norm."""
+    block = randomize(make(stride).double(), generator)
+    for number, norm in enumerate(norms(block), 1):
+        norm.eps = 0.03 * number
+    return block
 
 
 def sum_of(block: nn.Module) -> Sum:
@@ -101,7 +110,7 @@ def test_everything_is_the_branches_own(
     case: str, stride: int, layout: str, generator: torch.Generator
 ) -> None:
     make, road = CASES[case]
-    block = randomize(make(stride).double(), generator)
+    block = drawn(make, stride, generator)
     channels = 5 if "dilated" in case and road == "depthwise" else 19 if "SE" in case else 0
     channels = channels or (4 if "even, dilated" in case else 6)
     for size in ((33, 20), (9, 7), (3, 2)):  # the shift is the mean itself until windows are many
@@ -128,7 +137,7 @@ def uncompiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.parametrize("case", CASES)
 def test_nothing_compiled_is_the_same(case: str, stride: int, generator: torch.Generator) -> None:
     make, _ = CASES[case]
-    block = randomize(make(stride).double(), generator)
+    block = drawn(make, stride, generator)
     channels = {"even, dilated": 4, "depthwise, dilated": 5, "depthwise, SE": 19}.get(case, 6)
     x = 2 * torch.randn(3, channels, 9, 7, dtype=torch.float64, generator=generator) + 1
     assert sum_of(block).training_plan(x).road != "depthwise"

@@ -11,9 +11,10 @@ from torch.optim.swa_utils import AveragedModel
 
 import unbranch
 from tests.support import fold_error, randomize
+from unbranch.blocks import Sum
 from unbranch.blocks.depthwise import Mixer
+from unbranch.blocks.spec import NORMS
 from unbranch.expand import RECIPES, Expanded, calibrate, expand, expand_, expand_like_, parameter_groups
-from unbranch.expand.expanded import NORMS
 from unbranch.models.yolov5 import yolov5
 
 ANY = (
@@ -307,3 +308,11 @@ def test_a_mixer_of_any_scale(generator: torch.Generator) -> None:
     net = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1, groups=4), nn.ReLU()).double().eval()
     x = torch.randn(2, 4, 9, 7, generator=generator, dtype=torch.float64)
     assert fold_error(expand(net, partial(Mixer, num_branches=2, scale=0.3), x)(x), net(x)) <= 1e-10
+
+
+def test_a_sum_ends_in_norms_where_every_branch_does() -> None:
+    first, second = nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+    ended = nn.Sequential(nn.Conv2d(4, 4, 1, bias=False), first)
+    assert Sum({"dense": ended, "shortcut": second}).last_norms() == [first, second]
+    assert Sum({"dense": ended, "shortcut": nn.Identity()}).last_norms() == []
+    assert Sum({"dense": ended, "shortcut": nn.Identity()}, norm=second).last_norms() == [second]

@@ -199,3 +199,18 @@ def test_a_bottleneck_in_series_with_its_own_border_folds_whole() -> None:
     folded, report = fold(nn.Sequential(LinearBottleneck(4, 6), nn.ReLU(), LinearBottleneck(6, 4)))
     assert convolutions(folded) == 2
     assert all(place.after.ops == 1 for place in report.folded)
+
+
+def test_a_chain_leaves_what_its_container_moves_in_between() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(4, 6, 3), nn.BatchNorm1d(6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.relu(self.norm(self.conv(x).flatten(2)))
+
+    folded, report = fold(nn.Sequential(Net(), nn.ReLU()))
+    assert [(place.place, place.how) for place in report.folded] == [("0.conv", "chain")]
+    assert type(folded[0]) is Net
+    assert norms_left(folded) == 0
