@@ -213,3 +213,8 @@ def test_blocks_of_another_kind(generator: torch.Generator) -> None:
     before = model.eval()(x)
     model.switch_to_deploy()
     assert fold_error(model(x), before) <= 1e-10
+
+
+def test_an_option_that_no_backbone_has_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"no such option: num_clases; there are num_classes, in_channels, "):
+        on_paper("mobileone_s0", num_clases=10)

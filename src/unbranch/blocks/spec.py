@@ -1,7 +1,7 @@
 """What a block will become: one convolution, and the layers from which its branches are made."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias, TypedDict, Unpack
 
@@ -35,6 +35,16 @@ class SpecOptions(TypedDict, total=False):
     """Makes a branch's norm from its channels (``partial(nn.BatchNorm2d, eps=1e-3)``); None: batch norm."""
     dims: int
     """Spatial axes: 1, 2 or 3."""
+
+
+def check_options(given: Mapping[str, object], known: type) -> None:
+    """Refuse what ``known``, a `TypedDict`, does not name: a slip of the pen would count for nothing.
+
+    Raises TypeError with the names that there are.
+    """
+    unknown = sorted(given.keys() - known.__annotations__.keys())
+    if unknown:
+        raise TypeError(f"no such option: {', '.join(unknown)}; there are {', '.join(known.__annotations__)}")
 
 
 @dataclass(frozen=True)
@@ -74,11 +84,7 @@ class ConvSpec:
 
         Raises TypeError for an option of another name.
         """
-        unknown = sorted(options.keys() - SpecOptions.__annotations__.keys())
-        if unknown:
-            raise TypeError(
-                f"no such option: {', '.join(unknown)}; there are {', '.join(SpecOptions.__annotations__)}"
-            )
+        check_options(options, SpecOptions)
         dims = options.get("dims", 2)
         if dims not in CONVOLUTIONS:
             raise ValueError(f"dims must be 1, 2 or 3, got {dims}")

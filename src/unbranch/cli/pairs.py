@@ -40,4 +40,11 @@ def _collection(value: str, where: str) -> Any:
     try:
         return yaml.safe_load(value)
     except yaml.YAMLError as error:
-        raise InputError(f"{where}: cannot be read: {' '.join(str(error).split())}") from error
+        raise InputError(
+            f"{where}: the list or mapping cannot be read, is it closed? ({_problem(error)})"
+        ) from error
+
+
+def _problem(error: Exception) -> str:
+    """What stands before YAML's drawing of the place."""
+    return " ".join(str(error).partition(' in "')[0].split())

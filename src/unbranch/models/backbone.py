@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from unbranch.blocks import Deployable
+from unbranch.blocks.spec import check_options
 
 
 class Stage(NamedTuple):
@@ -47,7 +48,7 @@ class Backbone(Deployable, nn.Module):
     no head, nor a stage behind the last level that it gives.
 
     Shapes: (N, in_channels, H, W). Raises ValueError for depths, widths and strides whose lengths do not
-    agree and for levels that do not exist, repeat or go backwards.
+    agree and for levels that do not exist, repeat or go backwards, TypeError for an option of another name.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Backbone(Deployable, nn.Module):
         **options: Unpack[BackboneOptions],
     ) -> None:
         super().__init__()
+        check_options(options, BackboneOptions)
         strides = tuple(options.get("strides") or (2,) * len(widths))
         if not len(depths) + 1 == len(widths) == len(strides):
             raise ValueError(
