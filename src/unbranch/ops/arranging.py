@@ -19,6 +19,7 @@ from unbranch.ops.table import (
     Reshape,
     Take,
     constant,
+    integers,
     operand,
     reads,
 )
@@ -164,7 +165,7 @@ def onnx_concat(*inputs: Argument, axis: int) -> Record:
 @reads("onnx.Reshape")
 def onnx_reshape(data: Argument, shape: Argument, *, allowzero: int = 0) -> Reshape:
     value = operand(data, "the input")
-    target = constant(shape, "the shape").tolist()
+    target = integers(shape, "the shape")
     if not allowzero:
         target = [value.shape[i] if n == 0 else n for i, n in enumerate(target)]
     return reshaped(value, target)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from unbranch.affine import Affine, NotLinear
-from unbranch.ops.table import Argument, Map, constant, operand, reads
+from unbranch.ops.table import Argument, Map, constant, finite, operand, reads
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +28,7 @@ class BatchNorm(Map):
         shift = -self.mean.double() * scale
         if self.bias is not None:
             shift = shift + self.bias.double()
-        return Affine.diagonal(scale, shift, rank=0)
+        return Affine.diagonal(finite(scale, "the norm's scale"), finite(shift, "the norm's shift"), rank=0)
 
 
 def build(x: Any, weight: Any, bias: Any, mean: Any, var: Any, training: bool, eps: float) -> BatchNorm:

@@ -43,7 +43,8 @@ def build(
 ) -> Convolution:
     """The record of a convolution call in any spelling; ``padding`` holds a number per axis, or a pair."""
     value, rank = operand(x, "the input"), constant(weight, "the weight").ndim - 2
-    constant(bias, "the bias")
+    if constant(bias, "the bias") is not None and bias.ndim != 1:
+        raise NotLinear(f"a bias of shape {tuple(bias.shape)}")
     if value.ndim != rank + 2:
         raise NotLinear(f"an unbatched input of shape {value.shape}")
     extra = per_axis(output_padding, rank)

@@ -8,7 +8,18 @@ import torch
 from torch import Tensor
 
 from unbranch.affine import Affine, NotLinear
-from unbranch.ops.table import Argument, Identity, Map, Operand, Record, Sum, along_axis, operand, reads
+from unbranch.ops.table import (
+    Argument,
+    Identity,
+    Map,
+    Operand,
+    Record,
+    Sum,
+    along_axis,
+    finite,
+    operand,
+    reads,
+)
 
 Number = int | float
 
@@ -74,7 +85,7 @@ def quotient(a: Any, b: Any) -> ScaleShift:
     """``a / b`` with a constant ``b``."""
     if isinstance(b, Operand):
         raise NotLinear("a division by a value")
-    if bool((b == 0).any()) if isinstance(b, Tensor) else b == 0:
+    if not b.is_meta and bool((b == 0).any()) if isinstance(b, Tensor) else b == 0:
         raise NotLinear("a division by zero")
     return scaled(operand(a, "the dividend"), 1.0 / (b.double() if isinstance(b, Tensor) else b))
 
@@ -84,7 +95,7 @@ def _constant(number: Any, value: Operand) -> tuple[int | None, Tensor]:
         if not isinstance(number, int | float) or not isfinite(number):
             raise NotLinear(f"the constant {number}")
         return None, torch.full((1,), float(number), dtype=torch.float64)
-    return along_axis(number, value.shape)
+    return along_axis(finite(number, "the constant"), value.shape)
 
 
 @reads("aten.add.Tensor", "aten.add_.Tensor", "aten.add.Scalar", "aten.add_.Scalar")

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from unbranch.affine import NotLinear
-from unbranch.ops.table import Argument, Identity, Operand, constant, operand, reads
+from unbranch.ops.table import Argument, Identity, Operand, constant, integers, operand, reads
 
 
 def _recast(x: Operand, device: Any) -> Identity:
@@ -149,7 +149,7 @@ def onnx_cast_like(
 
 @reads("onnx.Expand")
 def onnx_expand(input: Argument, shape: Argument) -> Identity:
-    target, own = constant(shape, "the shape").tolist(), operand(input, "the input").shape
+    target, own = integers(shape, "the shape"), operand(input, "the input").shape
     lead = len(own) - len(target)
     if lead < 0 or any(n not in (1, own[lead + i]) for i, n in enumerate(target)):
         raise NotLinear(f"an expansion of {own} to {tuple(target)}")

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from unbranch.affine import Affine, NotLinear
-from unbranch.ops.table import Argument, Map, Operand, Pad, Record, constant, operand, reads
+from unbranch.ops.table import Argument, Map, Operand, Pad, Record, constant, integers, operand, reads
 
 _MODES = {"reflect": "reflect", "replicate": "replicate", "circular": "circular"}
 _ONNX_MODES = {"reflect": "reflect", "edge": "replicate", "wrap": "circular"}
@@ -86,8 +86,8 @@ def onnx_pad(
 ) -> Record:
     value = operand(data, "the input")
     ndim = value.ndim
-    sides = constant(pads, "the padding").tolist()
-    chosen = list(range(ndim)) if axes is None else constant(axes, "the axes").tolist()
+    sides = integers(pads, "the padding")
+    chosen = list(range(ndim)) if axes is None else integers(axes, "the axes")
     half = len(sides) // 2
     given = {a % ndim: (sides[i], sides[half + i]) for i, a in enumerate(chosen)}
     every = tuple(given.get(axis, (0, 0)) for axis in range(ndim))

@@ -15,6 +15,7 @@ from unbranch.ops.table import (
     Take,
     Write,
     constant,
+    integers,
     operand,
     reads,
 )
@@ -132,9 +133,9 @@ def onnx_slice(
 ) -> Record:
     """Bounds are counted from the nearer end, so that the same slice reads alike at every size."""
     shape = operand(data, "the input").shape
-    first, last = constant(starts, "the starts").tolist(), constant(ends, "the ends").tolist()
-    where = list(range(len(first))) if axes is None else constant(axes, "the axes").tolist()
-    step = [1] * len(first) if steps is None else constant(steps, "the steps").tolist()
+    first, last = integers(starts, "the starts"), integers(ends, "the ends")
+    where = list(range(len(first))) if axes is None else integers(axes, "the axes")
+    step = [1] * len(first) if steps is None else integers(steps, "the steps")
     found = []
     for start, stop, axis, by in zip(first, last, where, step, strict=True):
         size = shape[axis]
@@ -154,7 +155,7 @@ def onnx_split(
     input: Argument, split: Argument = None, *, axis: int = 0, num_outputs: int | None = None
 ) -> tuple[Slice, ...]:
     if split is not None:
-        return pieces(operand(input, "the input"), constant(split, "the sizes").tolist(), axis)
+        return pieces(operand(input, "the input"), integers(split, "the sizes"), axis)
     value = operand(input, "the input")
     if num_outputs is None:
         raise NotLinear("a split without sizes or their number")

@@ -193,6 +193,14 @@ def constant(value: Any, name: str) -> Any:
     return value
 
 
+def integers(value: Argument, name: str) -> list[int]:
+    """The numbers of a constant list, such as axes or sizes."""
+    numbers = constant(value, name)
+    if numbers is None or numbers.ndim != 1:
+        raise NotLinear(f"{name}: no list of numbers")
+    return numbers.tolist()
+
+
 def per_axis(value: int | Sequence[int], rank: int) -> tuple[int, ...]:
     """One integer for each of ``rank`` axes, from a number or from a list of one or ``rank``."""
     values = (value,) if isinstance(value, int) else tuple(value)
@@ -243,7 +251,7 @@ def along_axis(tensor: Tensor, shape: tuple[int, ...]) -> tuple[int | None, Tens
     varying = [lead + i for i, n in enumerate(tensor.shape) if n != 1]
     if any(tensor.shape[i - lead] != shape[i] for i in varying):
         raise NotLinear(f"a constant of shape {tuple(tensor.shape)} broadcasts a value of shape {shape}")
-    if len(varying) > 1:
+    if len(varying) > 1 and not tensor.is_meta:
         for axis in range(tensor.ndim):
             first = tensor.narrow(axis, 0, 1)
             tensor = first if bool((tensor == first).all()) else tensor
@@ -253,3 +261,10 @@ def along_axis(tensor: Tensor, shape: tuple[int, ...]) -> tuple[int | None, Tens
             f"a constant of shape {tuple(tensor.shape)} differs from position to position of a value {shape}"
         )
     return (varying[0] if varying else None), tensor.flatten()
+
+
+def finite(tensor: Tensor, name: str) -> Tensor:
+    """``tensor``, which must hold no infinity: times the zeros of a wider kernel it would be no number."""
+    if not tensor.is_meta and not bool(tensor.isfinite().all()):
+        raise NotLinear(f"{name} is not finite")
+    return tensor

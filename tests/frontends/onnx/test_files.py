@@ -157,7 +157,24 @@ def bad(change: str) -> onnx.ModelProto:
         tensor.values.name = "thin"
     elif change == "no graph":
         proto.ClearField("graph")
+    else:
+        add_bad_node(proto.graph, change)
     return proto
+
+
+def add_bad_node(graph: onnx.GraphProto, change: str) -> None:
+    nodes = graph.node
+    if change == "sparse constant":
+        values = onnx.numpy_helper.from_array(np.ones(2, np.float32), "values")
+        indices = onnx.numpy_helper.from_array(np.array([0, 3]), "indices")
+        thin = onnx.helper.make_sparse_tensor(values, indices, [4])
+        nodes.append(onnx.helper.make_node("Constant", [], ["thin"], sparse_value=thin))
+    elif change == "twice":
+        graph.initializer.append(graph.initializer[0])
+    elif change == "made twice":
+        nodes.append(onnx.helper.make_node("Neg", ["s"], ["s"]))
+    elif change == "split":
+        nodes.append(onnx.helper.make_node("Split", ["s"], ["q1", "q2", "q3"], "cut", axis=1, num_outputs=2))
 
 
 @pytest.mark.parametrize(
@@ -176,6 +193,10 @@ def bad(change: str) -> onnx.ModelProto:
             r"quant: the model is quantized \(QuantizeLinear\), and folding must come before quantization",
         ),
         ("sparse", r"the sparse initializer 'thin' is not read"),
+        ("sparse constant", r"no valid ONNX model: .*[Ss]parse"),
+        ("twice", r"two initializers are called 'w3'"),
+        ("made twice", r"no valid ONNX model: .*'s'"),
+        ("split", r"cut: a split into 2 has 3 outputs"),
         ("no graph", r"no graph"),
     ],
 )

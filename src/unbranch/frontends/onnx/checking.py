@@ -96,6 +96,12 @@ def _check_node(node: ir.Node, model: ir.Model) -> None:
         raise OnnxError(
             f"{label}: ONNX has no op {node.op_type}: the file is damaged or its domain is missing"
         )
+    if node.domain in STANDARD and node.op_type == "Split":
+        parts = node.attributes.get_int("num_outputs", len(node.outputs))
+        if parts != len(node.outputs):  # ONNX's shape inference ends the process for it
+            raise OnnxError(
+                f"{label}: a split into {parts} has {len(node.outputs)} outputs: the graph is invalid"
+            )
     if node.op_type in QUANTIZED:
         raise OnnxError(
             f"{label}: the model is quantized ({node.op_type}), and folding must come before quantization: "

@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
 from unbranch.frontends.onnx.checking import check_graph
-from unbranch.frontends.onnx.errors import OnnxError
+from unbranch.frontends.onnx.errors import OnnxError, first_line, root_of
 
 _EXTERNAL = "unbranch.external"
 """Where a model in memory remembers that its data lay beside the file."""
@@ -114,13 +115,15 @@ def _deserialized(proto: onnx.ModelProto, label: str) -> ir.Model:
     if proto.graph.sparse_initializer:
         name = proto.graph.sparse_initializer[0].values.name
         raise OnnxError(f"{label}: the sparse initializer {name!r} is not read: export it dense")
+    twice = [name for name, n in Counter(tensor.name for tensor in proto.graph.initializer).items() if n > 1]
+    if twice:
+        raise OnnxError(f"{label}: two initializers are called {twice[0]!r}: the graph is invalid")
     if proto.training_info:
         raise OnnxError(f"{label}: it holds training graphs: export the inference graph alone")
     try:
         return ir.from_proto(proto)
     except (ValueError, TypeError, KeyError, RuntimeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise OnnxError(f"{label}: it is no valid ONNX model: {reason}") from error
+        raise OnnxError(f"{label}: it is no valid ONNX model: {first_line(root_of(error))}") from error
 
 
 def _tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:

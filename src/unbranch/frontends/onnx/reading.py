@@ -11,6 +11,7 @@ from torch import Tensor
 from unbranch.fold.facts import Fact
 from unbranch.fold.graph import Graph
 from unbranch.frontends.onnx.constants import is_standard, subgraphs_of
+from unbranch.frontends.onnx.errors import first_line
 from unbranch.frontends.onnx.sweep import Sweep
 from unbranch.ops import TABLE, Operand
 
@@ -24,6 +25,10 @@ DTYPES = {
     ir.DataType.BOOL: torch.bool,
 }
 """The element types that have a counterpart; a value of any other is opaque."""
+
+UNFIT_ERRORS = (RuntimeError, ValueError, TypeError, LookupError, ArithmeticError)
+"""What reading a call may raise whose attributes contradict each other or its operands: a file may say anything, and ONNX's own
+inference does not look at all of it."""
 
 
 @dataclass
@@ -97,9 +102,15 @@ def _call(
         if missing:
             reason = f"{missing[0].name} cannot be worked out"
         kwargs = _attributes(node, sweep.evaluator.opset)
-    called = reading.graph.call(
-        spelling, operands if reason else _trimmed(args), {} if reason else kwargs, made, reason
-    )
+    graph = reading.graph
+    try:
+        called = graph.call(
+            spelling, operands if reason else _trimmed(args), {} if reason else kwargs, made, reason
+        )
+    except UNFIT_ERRORS as error:
+        called = graph.call(
+            spelling, operands, {}, made, f"{spelling} does not fit its operands: {first_line(error)}"
+        )
     if any(v in sweep.free.values and v not in sweep.free.fixed for v in given):
         reading.sized.add(called.index)
     reading.nodes.append(node)

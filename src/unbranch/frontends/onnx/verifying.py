@@ -10,7 +10,7 @@ from torch import Tensor
 from unbranch.fold.certificate import TOLERANCES, Certificate, Check, fold_error, tensors_in
 from unbranch.fold.report import Report
 from unbranch.fold.verify import ROUNDING, compare
-from unbranch.frontends.onnx.errors import OnnxError
+from unbranch.frontends.onnx.errors import OnnxError, first_line
 from unbranch.frontends.onnx.files import from_any
 from unbranch.frontends.onnx.inputs import (
     Feeds,
@@ -69,7 +69,7 @@ def verify_onnx(
             exact = dict(tensors_in(plain(**some)))
             checks += compare(runner, other, (), some, stored, exact)
     except RUN_ERRORS as error:
-        checks.append(Check(f"raised: {_first_line(error)}", (), "none", "", float("inf"), 0.0))
+        checks.append(Check(f"raised: {first_line(error)}", (), "none", "", float("inf"), 0.0))
         return Certificate(tuple(checks), tuple(notes))
     limit = TOLERANCES[stored or torch.float32]
     raised = [check for check in checks if check.tolerance > limit]
@@ -83,7 +83,7 @@ def verify_onnx(
         try:
             worst = _worst_place(first, second, feeds[0], report)
         except RUN_ERRORS as error:
-            notes.append(f"the values at the folded places could not be compared: {_first_line(error)}")
+            notes.append(f"the values at the folded places could not be compared: {first_line(error)}")
     return Certificate(tuple(checks), tuple(notes), worst)
 
 
@@ -92,7 +92,7 @@ def _runner(model: ir.Model) -> Runner:
         return Runner(model)
     except RUN_ERRORS as error:
         raise OnnxError(
-            f"the model before folding does not load in ONNX Runtime: {_first_line(error)}"
+            f"the model before folding does not load in ONNX Runtime: {first_line(error)}"
         ) from error
 
 
@@ -113,7 +113,7 @@ def _feeds(
         try:
             runner(**candidate)
         except RUN_ERRORS as error:
-            reason = _first_line(error)
+            reason = first_line(error)
             if sizes is not None:
                 raise OnnxError(
                     f"the model before folding does not run at {_sizes(candidate)}: {reason}"
@@ -137,11 +137,6 @@ def _widened(feeds: Feeds, wide: bool) -> Feeds:
 
 def _sizes(feeds: Feeds) -> str:
     return ", ".join("x".join(map(str, tensor.shape)) for tensor in feeds.values())
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
 
 
 def _worst_place(before: ir.Model, after: ir.Model, feeds: Feeds, report: Report) -> str | None:
