@@ -17,6 +17,7 @@ from unbranch.affine.geometry import (
     NotLinear,
     add_geometry,
     compose_geometry,
+    identity_geometry,
 )
 from unbranch.affine.value import Affine, apply
 from unbranch.affine.work import ELEMENT, cost, multiply_adds
@@ -35,6 +36,7 @@ __all__ = [
     "compose_geometry",
     "concat",
     "cost",
+    "identity_geometry",
     "multiply_adds",
     "regroup",
     "scale",

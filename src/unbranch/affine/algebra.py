@@ -34,7 +34,7 @@ def compose(first: Affine, second: Affine) -> Affine:
         torch.Size([1, 8, 4, 3, 3])
     """
     geometry = compose_geometry(first.geometry, second.geometry)
-    bias = second.bias if first.bias is None else _carried_bias(first.bias, second)
+    bias = _bias_behind(first, second)
     if second.geometry.is_diagonal:
         weight = first.weight * second.weight.reshape(first.groups, -1, 1, *(1,) * first.rank)
         return Affine.of(geometry, weight, bias)
@@ -42,6 +42,11 @@ def compose(first: Affine, second: Affine) -> Affine:
         weight = second.weight * first.weight.reshape(second.groups, 1, -1, *(1,) * second.rank)
         return Affine.of(geometry, weight, bias)
     return Affine.of(geometry, _composed_weight(first, second, geometry), bias)
+
+
+def _bias_behind(first: Affine, second: Affine) -> Tensor | None:
+    """The bias of ``second(first(x))``."""
+    return second.bias if first.bias is None else _carried_bias(first.bias, second)
 
 
 def _carried_bias(bias: Tensor, second: Affine) -> Tensor:
@@ -99,27 +104,42 @@ def add(*parts: Affine) -> Affine:
     Raises:
         NotLinear: strides, output sizes or padding modes differ, or a transposed map meets a plain one.
     """
-    return add_up(add_geometry([part.geometry for part in parts]), parts)
+    return add_up(add_geometry([part.geometry for part in parts]), ((part, None) for part in parts))
 
 
-def add_up(geometry: Geometry, parts: Iterable[Affine]) -> Affine:
-    """`add` with the sum's geometry known: the parts may come one by one, and none is held once it is in."""
+def add_up(geometry: Geometry, terms: Iterable[tuple[Affine, Affine | None]]) -> Affine:
+    """``sum(last(part(x)))`` for the pairs (part, last), with the geometry known: they may come one by one, and none is held for long.
+
+    ``last`` is a diagonal map or None; its product with the part is taken up by the sum and never written down.
+    """
     total: Tensor | None = None
     bias: Tensor | None = None
-    for part in parts:
-        weight = _regroup_weight(part.weight, geometry.groups)
-        if total is not None:
-            total[(..., *taps_within(part.geometry, geometry))] += weight
-        elif weight.shape[3:] == geometry.kernel:
-            total = weight.clone()
-        else:
-            total = _zeros_like(geometry, weight)
-            total[(..., *taps_within(part.geometry, geometry))] = weight
-        if part.bias is not None:
-            bias = part.bias if bias is None else bias + part.bias
+    for part, last in terms:
+        if total is None:
+            total = _zeros_like(geometry, part.weight if last is None else last.weight)
+        _take_up(total, geometry, part, last)
+        constant = part.bias if last is None else _bias_behind(part, last)
+        if constant is not None:
+            bias = constant if bias is None else bias + constant
     if total is None:
         raise ValueError("a sum of nothing")
     return Affine.of(geometry, total, bias)
+
+
+def _take_up(total: Tensor, geometry: Geometry, part: Affine, last: Affine | None) -> None:
+    """``total += last(part)``, where its taps lie and its groups stand."""
+    if part.kernel != geometry.kernel:
+        total = total[(..., *taps_within(part.geometry, geometry))]
+    weight = part.weight
+    scale = None if last is None else last.weight.reshape(part.groups, -1, 1, *(1,) * part.rank)
+    if part.groups != geometry.groups:
+        total, split = _diagonal_blocks(total, part.groups), (geometry.groups, -1)
+        weight = weight.unflatten(0, split)
+        scale = None if scale is None else scale.unflatten(0, split)
+    if scale is None:
+        total.add_(weight)
+    else:
+        total.addcmul_(weight.to(total.dtype), scale.to(total.dtype))
 
 
 def _zeros_like(geometry: Geometry, weight: Tensor) -> Tensor:
@@ -213,11 +233,16 @@ def _regroup_weight(weight: Tensor, groups: int) -> Tensor:
         raise ValueError(f"{weight.shape[0]} groups cannot become {groups}")
     merged = weight.shape[0] // groups
     out, into = weight.shape[1:3]
-    split = weight.unflatten(0, (groups, merged))
-    wide = weight.new_zeros((groups, merged, out, merged, into, *weight.shape[3:]))
-    at = torch.arange(merged, device=weight.device)
-    wide[:, at, :, at] = split.transpose(0, 1)
-    return wide.flatten(3, 4).flatten(1, 2)
+    wide = weight.new_zeros((groups, merged * out, merged * into, *weight.shape[3:]))
+    _diagonal_blocks(wide, weight.shape[0]).copy_(weight.unflatten(0, (groups, merged)))
+    return wide
+
+
+def _diagonal_blocks(weight: Tensor, groups: int) -> Tensor:
+    """Where a map of more groups stands in a weight of fewer: a view, (fewer, groups / fewer, out / groups, in / groups, *k)."""
+    merged = groups // weight.shape[0]
+    blocks = weight.unflatten(1, (merged, -1)).unflatten(3, (merged, -1))
+    return blocks.diagonal(dim1=1, dim2=3).movedim(-1, 1)
 
 
 __all__ = [

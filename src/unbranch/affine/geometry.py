@@ -106,6 +106,20 @@ class Geometry(NamedTuple):
 
 
 @lru_cache(CACHED)
+def identity_geometry(channels: int, rank: int) -> Geometry:
+    """The geometry of ``y = x``."""
+    return Geometry(
+        in_channels=channels,
+        out_channels=channels,
+        groups=channels,
+        kernel=(1,) * rank,
+        stride=(1,) * rank,
+        padding=((0, 0),) * rank,
+        dilation=(1,) * rank,
+    )
+
+
+@lru_cache(CACHED)
 def compose_geometry(first: Geometry, second: Geometry) -> Geometry:
     """The geometry of ``second(first(x))``.
 

@@ -7,16 +7,16 @@ from typing import TypeAlias
 
 import torch
 
-from unbranch.affine import Affine, Geometry, add_geometry, add_up, compose, concat, select
+from unbranch.affine import Affine, Geometry, add_geometry, add_up, compose, concat, identity_geometry, select
 from unbranch.fold.border import Border
 from unbranch.fold.layout import Layout
 
 Rule: TypeAlias = Callable[[Iterable[Affine]], Affine]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Fact:
-    """``value = map(source)``, its geometry known and its numbers computed on demand.
+    """``value = map(source)``, its geometry known and its numbers computed on demand. Never changed once made.
 
     ``axis`` is the source's channel axis. ``members`` are the nodes on the way. ``layout`` is set while the elements stand in another
     arrangement than the map's own output, and ``pending`` then lists the nodes that moved them. ``border`` is set while a border
@@ -95,17 +95,7 @@ class _Evaluation:
 
 def identity_fact(value: int, shape: tuple[int, ...], axis: int) -> Fact:
     """``value = value``: where every chain begins. A value whose channels come last is a map over channels alone."""
-    rank = len(shape) - 2 if axis == 1 else 0
-    channels = shape[axis]
-    geometry = Geometry(
-        in_channels=channels,
-        out_channels=channels,
-        groups=channels,
-        kernel=(1,) * rank,
-        stride=(1,) * rank,
-        padding=((0, 0),) * rank,
-        dilation=(1,) * rank,
-    )
+    geometry = identity_geometry(shape[axis], len(shape) - 2 if axis == 1 else 0)
     return Fact(value, value, axis, geometry, shape)
 
 
@@ -122,14 +112,16 @@ def chained(first: Affine, second: Affine) -> Affine:
     return compose(first, second.to(torch.float64, first.weight.device))
 
 
-def composing(second: Affine) -> Rule:
+@dataclass(frozen=True, eq=False)
+class Composing:
     """The rule that puts ``second`` behind its part."""
 
-    def rule(parts: Iterable[Affine]) -> Affine:
-        (first,) = parts
-        return chained(first, second)
+    second: Affine
 
-    return rule
+    def __call__(self, parts: Iterable[Affine]) -> Affine:
+        """The composition."""
+        (first,) = parts
+        return chained(first, self.second)
 
 
 MOST_TERMS = 32
@@ -138,34 +130,52 @@ MOST_TERMS = 32
 
 @dataclass(frozen=True, eq=False)
 class Summing:
-    """The rule that adds its terms, each with its factor."""
+    """The rule that adds its terms, each with a diagonal map behind it where there is one."""
 
     geometry: Geometry
-    factors: tuple[float, ...]
+    behind: tuple[Affine | None, ...]
 
     def __call__(self, terms: Iterable[Affine]) -> Affine:
         """The sum."""
-        wide = (term.to(torch.float64) for term in terms)
-        scaled = (term if f == 1 else _times(term, f) for term, f in zip(wide, self.factors, strict=True))
-        return add_up(self.geometry, scaled)
+        pairs = zip(terms, self.behind, strict=True)
+        return add_up(self.geometry, (_widened(term, last) for term, last in pairs))
+
+
+def _widened(term: Affine, last: Affine | None) -> tuple[Affine, Affine | None]:
+    """In float64, the term itself only where nothing behind it widens the product."""
+    if last is None:
+        return term.to(torch.float64), None
+    return term, last.to(torch.float64, term.weight.device)
 
 
 def summed(parts: Sequence[Fact], factors: Sequence[float]) -> tuple[tuple[Fact, ...], Summing]:
-    """The terms of a sum of ``parts`` and its rule; the terms of the sums among the parts are its own."""
-    terms: list[tuple[Fact, float]] = []
+    """The terms of a sum of ``parts`` and its rule.
+
+    The terms of the sums among the parts are its own, and a norm at the end of a part is left to the sum.
+    """
+    terms: list[tuple[Fact, Affine | None]] = []
     for part, factor in zip(parts, factors, strict=True):
         inner = part.terms or ()
         if isinstance(part.rule, Summing) and len(inner) + len(terms) < MOST_TERMS:
-            terms += zip(inner, (factor * f for f in part.rule.factors), strict=True)
+            behind = (_times(fact, last, factor) for fact, last in zip(inner, part.rule.behind, strict=True))
+            terms += zip(inner, behind, strict=True)
+        elif isinstance(part.rule, Composing) and part.rule.second.geometry.is_diagonal:
+            (head,) = part.operands
+            terms.append((head, _times(head, part.rule.second, factor)))
         else:
-            terms.append((part, factor))
-    rule = Summing(add_geometry([part.geometry for part in parts]), tuple(factor for _, factor in terms))
-    return tuple(term for term, _ in terms), rule
+            terms.append((part, _times(part, None, factor)))
+    rule = Summing(add_geometry([part.geometry for part in parts]), tuple(last for _, last in terms))
+    return tuple(fact for fact, _ in terms), rule
 
 
-def _times(part: Affine, factor: float) -> Affine:
-    bias = None if part.bias is None else part.bias * factor
-    return replace(part, weight=part.weight * factor, bias=bias)
+def _times(fact: Fact, last: Affine | None, factor: float) -> Affine | None:
+    """``factor * last``, a diagonal map behind ``fact``."""
+    if factor == 1:
+        return last
+    if last is None:
+        last = Affine.identity(fact.geometry.out_channels, fact.geometry.rank)
+    bias = None if last.bias is None else last.bias * factor
+    return replace(last, weight=last.weight * factor, bias=bias)
 
 
 def stacking(parts: Iterable[Affine]) -> Affine:

@@ -45,6 +45,7 @@ class Graph:
     readers: dict[int, list[int]] = field(default_factory=lambda: defaultdict(list))
     unread: set[int] = field(default_factory=set)
     maps: dict[tuple[int, int, int], Affine] = field(default_factory=dict, repr=False)
+    geometries: dict[int, Geometry] = field(default_factory=dict, repr=False)
 
     def value(self, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Operand:
         """A new value."""
@@ -109,9 +110,12 @@ class Graph:
 
     def geometry_of(self, node: Node) -> Geometry:
         """The geometry of a node that is a map of its operand."""
-        record = node.records[0]
-        assert isinstance(record, Map)
-        return self.map_of(record, _channels(record, self.values[node.inputs[0]].shape)).geometry
+        if node.index not in self.geometries:
+            record = node.records[0]
+            assert isinstance(record, Map)
+            channels = _channels(record, self.values[node.inputs[0]].shape)
+            self.geometries[node.index] = self.map_of(record, channels).geometry
+        return self.geometries[node.index]
 
     def _check_maps(self, records: Sequence[Record | None], operands: Sequence[Operand]) -> None:
         """A map that is none as it was called says so at once, and is opaque from then on."""

@@ -6,6 +6,7 @@ kept. Only geometry is computed here: the numbers of a map are worked out when a
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from math import prod
 from typing import NamedTuple
 
 import torch
@@ -20,9 +21,9 @@ from unbranch.affine import (
 )
 from unbranch.fold.border import Border, per_channel
 from unbranch.fold.facts import (
+    Composing,
     Fact,
     Rule,
-    composing,
     identity_fact,
     padding_with_bias,
     selecting,
@@ -85,25 +86,28 @@ def _facts_of(known: Interpretation, node: Node, output: int, record: Record) ->
             continue
         if _taps(fact.geometry) <= MOST_TAPS:
             facts.append(fact)
-    facts.sort(key=lambda fact: len(fact.members))
+    if len(facts) > 1:
+        facts.sort(key=lambda fact: len(fact.members))
     return facts[:MOST_SOURCES]
 
 
 def _matching_inputs(known: Interpretation, node: Node, record: Record) -> Iterable[list[Fact]]:
     """For each source that all operands share, their facts; an operand is also a map of itself."""
-    axes = _channel_axes(record, known.graph.values[node.inputs[0]].ndim)
-    tables = []
-    for index in node.inputs:
-        shape = known.graph.values[index].shape
-        table = {(index, axis): known.start(index, axis) for axis in axes if _can_start(shape, axis)}
-        table.update((fact.key, fact) for fact in known.facts.get(index, ()))
-        tables.append(table)
-    if len(tables) == 1:
-        return [[fact] for fact in tables[0].values()]
-    for table, index in zip(tables, node.inputs, strict=True):
-        for key in {key for other in tables for key in other if key[0] == index}:
-            table.setdefault(key, known.start(*key))
+    if len(set(node.inputs)) == 1:
+        head = [*_starts(known, record, node.inputs[0]), *known.facts.get(node.inputs[0], ())]
+        return [[fact] * len(node.inputs) for fact in head]
+    tables = [{fact.key: fact for fact in known.facts.get(index, ())} for index in node.inputs]
+    keys = {key for table in tables for key in table}
+    for position, index in enumerate(node.inputs):
+        starts = {key: known.start(*key) for key in sorted(keys) if key[0] == index}
+        tables[position] = starts | tables[position]
     return [[table[key] for table in tables] for key in tables[0] if all(key in table for table in tables)]
+
+
+def _starts(known: Interpretation, record: Record, value: int) -> list[Fact]:
+    """The value as a map of itself, by each axis where the op may find its channels."""
+    shape = known.graph.values[value].shape
+    return [known.start(value, axis) for axis in _channel_axes(record, len(shape)) if _can_start(shape, axis)]
 
 
 def _channel_axes(record: Record, ndim: int) -> Sequence[int]:
@@ -124,7 +128,7 @@ def _can_start(shape: Sequence[int], axis: int) -> bool:
 
 
 def _taps(geometry: Geometry) -> int:
-    return torch.Size(geometry.kernel).numel()
+    return prod(geometry.kernel)
 
 
 class _Step(NamedTuple):
@@ -212,11 +216,11 @@ def _mapped(graph: Graph, fact: Fact, record: Map, ndim: int) -> _Step:
     layout = _after(graph, fact, second.geometry)
     geometry = compose_geometry(fact.geometry, second.geometry)
     if not fact.is_start:
-        return _Step(geometry, (fact,), composing(second), layout)
+        return _Step(geometry, (fact,), Composing(second), layout)
 
     def alone(_: Iterable[Affine]) -> Affine:
         here = second.to(graph.device)
-        return Affine.of(geometry, here.weight, here.bias)
+        return here if here.geometry == geometry else Affine.of(geometry, here.weight, here.bias)
 
     return _Step(geometry, (fact,), alone, layout, terms=())
 
@@ -265,7 +269,7 @@ def _taken(fact: Fact, record: Slice | Take, shape: tuple[int, ...]) -> _Step:
     if isinstance(record, Take) or fact.axis != 1 or record.axis < 2:
         raise NotLinear(f"a choice along axis {record.axis}, which does not hold the channels")
     crop = _crop(fact.geometry, record)
-    return _Step(compose_geometry(fact.geometry, crop.geometry), (fact,), composing(crop))
+    return _Step(compose_geometry(fact.geometry, crop.geometry), (fact,), Composing(crop))
 
 
 def _slice(record: Slice) -> slice:
@@ -317,7 +321,7 @@ def _padded(graph: Graph, fact: Fact, record: Pad, shape: tuple[int, ...]) -> _S
         geometry = compose_geometry(fact.geometry, eye.geometry)
         crops = any(side < 0 for pair in pads for side in pair)
         past = None if crops else Border.filled(pads, value)
-        return _Step(geometry, (fact,), composing(eye), past=past)
+        return _Step(geometry, (fact,), Composing(eye), past=past)
     if any(side < 0 for pair in pads for side in pair):
         raise NotLinear(f"padding {pads}, which crops and fills")
     return _closed(graph, fact, Border.filled(pads, value))

@@ -73,7 +73,10 @@ class WorkCosts:
 
     def original(self, fact: Fact) -> float:
         """The sum of the nodes."""
-        return sum(self.node(self.graph.nodes[index]) for index in fact.members)
+        known = self.known
+        return sum(
+            known[index] if index in known else self.node(self.graph.nodes[index]) for index in fact.members
+        )
 
     def region(self, fact: Fact) -> float:
         """One convolution from the source to the value."""
@@ -89,7 +92,7 @@ ROUNDING = 1e-9
 """Relative: prices are sums of a few floats, taken in different orders."""
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True, eq=False)
 class Choice:
     """One way to compute a value: its price, how many ops that do anything, and the regions that become convolutions."""
 
@@ -140,6 +143,9 @@ class _Planner:
         self.known, self.graph, self.costs, self.barred = known, known.graph, costs, barred
         self.choices: dict[int, Choice] = {}
         self.refused: dict[int, tuple[Fact, str]] = {}
+        self.ops = [
+            not isinstance(record, Identity) for node in self.graph.nodes for record in node.records[:1]
+        ]
 
     def run(self) -> Plan:
         """Settle the nodes from the last to the first."""
@@ -198,10 +204,7 @@ class _Planner:
         return self.choices[id(fact)]
 
     def _original(self, fact: Fact) -> Choice:
-        return Choice(self.costs.original(fact), sum(self._runs(self.graph.nodes[i]) for i in fact.members))
-
-    def _runs(self, node: Node) -> bool:
-        return not isinstance(node.records[0], Identity)
+        return Choice(self.costs.original(fact), sum(map(self.ops.__getitem__, fact.members)))
 
     def _direct(self, fact: Fact, best: Choice) -> Choice | None:
         """One convolution, where that is allowed and pays."""
@@ -239,7 +242,7 @@ class _Planner:
         if not parts or sum(len(part.members) for part in parts) != len(fact.members) - 1:
             return []
         work = self.costs.node(last)
-        choice = Choice(work, int(self._runs(last)))
+        choice = Choice(work, self.ops[last.index])
         for part in parts:
             if part.value in self.known.facts:
                 choice = choice + self._best(part)

@@ -1,6 +1,8 @@
 """Write an affine map as the layers that torch has for it."""
 
 from collections.abc import Sequence
+from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -70,25 +72,16 @@ def emit(affine: Affine, dtype: torch.dtype, like: Tensor | None = None, linear:
     check_emittable(g, linear)
     weight, bias = parameters(affine, dtype, like, linear)
     if linear:
-        layer: nn.Module = nn.Linear(g.in_channels, g.out_channels, bias=False, device="meta")
+        layer = _unset(nn.Linear, g.in_channels, g.out_channels, bias=False)
     elif g.transposed:
         pads = tuple(before for before, _ in g.padding)
-        layer = _TRANSPOSED[g.rank](
-            g.in_channels,
-            g.out_channels,
-            g.kernel,
-            g.stride,
-            pads,
-            output_padding(g),
-            g.groups,
-            False,
-            g.dilation,
-            device="meta",
-        )
+        channels, sizes = (g.in_channels, g.out_channels), (g.kernel, g.stride, pads, output_padding(g))
+        layer = _unset(_TRANSPOSED[g.rank], *channels, *sizes, g.groups, False, g.dilation)
     else:
         padding = native_padding(g)
         padding = None if padding == "same" else padding  # torch pads a copy for it too, and warns of that
-        layer = _CONVOLUTIONS[g.rank](
+        layer = _unset(
+            _CONVOLUTIONS[g.rank],
             g.in_channels,
             g.out_channels,
             g.kernel,
@@ -98,13 +91,24 @@ def emit(affine: Affine, dtype: torch.dtype, like: Tensor | None = None, linear:
             g.groups,
             False,
             g.mode if padding is not None and any(side for pair in g.padding for side in pair) else "zeros",
-            device="meta",
         )
         if padding is None:
             layer = nn.Sequential(_pad_layer(g), layer)
     convolution = layer[1] if isinstance(layer, nn.Sequential) else layer
     convolution._parameters.update(weight=weight, bias=bias)
     return layer.eval()
+
+
+def _unset(kind: type[nn.Module], *args: Any, **kwargs: Any) -> nn.Module:
+    """A layer of torch's before it has numbers: its own would draw random ones, which takes as long as folding does."""
+    layer = _without_start(kind)(*args, **kwargs, device="meta")
+    layer.__class__ = kind
+    return layer
+
+
+@cache
+def _without_start(kind: type[nn.Module]) -> type[nn.Module]:
+    return type(kind.__name__, (kind,), {"reset_parameters": lambda self: None})
 
 
 def _pad_layer(geometry: Geometry) -> nn.Module:

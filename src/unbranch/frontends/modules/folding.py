@@ -45,9 +45,11 @@ class Folding:
 
     def report(self, applied: bool) -> Report:
         """What folds and what does not."""
-        before = totals(
-            self.recording.graph, self.recording.graph.nodes, sum(p.numel() for p in self.model.parameters())
-        )
+        weights = {
+            id(p): p for _, m in self.recording.modules for p in m._parameters.values() if p is not None
+        }
+        numbers = sum(p.numel() for p in weights.values())
+        before = totals(self.recording.graph, self.recording.graph.nodes, numbers)
         folded, after = [], before
         for site in self.sites:
             removed, added = _site_totals(site, self.recording)
@@ -83,9 +85,9 @@ class Folding:
         """Module calls that were not witnessed and that run a linear op of their own."""
         found: dict[str, list[str]] = {}
         for calls in self.recording.calls.values():
-            for frame in calls:
-                nodes = [self.recording.graph.nodes[e] for e in frame.events if isinstance(e, int)]
-                if frame.doubts and any(isinstance(node.records[0], Map) for node in nodes):
+            for frame in (frame for frame in calls if frame.doubts):
+                nodes = (self.recording.graph.nodes[e] for e in frame.events if isinstance(e, int))
+                if any(isinstance(node.records[0], Map) for node in nodes):
                     found[frame.path] = frame.doubts
         return found
 
@@ -138,22 +140,25 @@ def prepare(
 
     chosen = plan(interpret(graph), costs, check)
     sites = [finder.find(fact) for fact in chosen.regions]
-    notes = (*notes, *_untied(model, sites, recording))
+    notes = (*notes, *_untied(sites, recording))
     return Folding(model, recording, rewriter, sites, chosen, notes)
 
 
-def _untied(model: nn.Module, sites: Sequence[Site], recording: Recording) -> Iterator[str]:
+def _untied(sites: Sequence[Site], recording: Recording) -> Iterator[str]:
     """A note for each parameter that several modules share and that a fold takes in."""
-    modules = {id(m): m for site in sites for m in (recording.frames[n].module for n in site.fact.members)}
-    folded = {id(p) for module in modules.values() for p in module._parameters.values() if p is not None}
+    counts = Counter(id(p) for _, m in recording.modules for p in m._parameters.values() if p is not None)
+    tied = {parameter for parameter, owners in counts.items() if owners > 1}
+    if not tied:
+        return
+    modules = (recording.frames[node].module for site in sites for node in site.fact.members)
+    tied &= {id(p) for module in modules for p in module._parameters.values()}
     owners: dict[int, list[str]] = defaultdict(list)
-    for path, module in model.named_modules():
+    for path, module in recording.modules:
         for name, parameter in module._parameters.items():
-            if id(parameter) in folded:
+            if id(parameter) in tied:
                 owners[id(parameter)].append(f"{path}.{name}")
     for paths in owners.values():
-        if len(paths) > 1:
-            yield f"{' and '.join(paths)} were tied: folding unties them"
+        yield f"{' and '.join(paths)} were tied: folding unties them"
 
 
 def _record(

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 
@@ -51,13 +51,19 @@ class Frame:
     @property
     def is_hooked(self) -> bool:
         """Somebody watches the module's input or output."""
-        return bool(self.hooks)
+        module = self.module
+        return bool(module._forward_hooks or module._forward_pre_hooks) and bool(self.hooks)
 
     @property
     def hooks(self) -> list[object]:
         """The user's forward hooks; those that only compute a weight (weight norm, spectral norm) are none."""
         hooks = [*self.module._forward_hooks.values(), *self.module._forward_pre_hooks.values()]
         return [hook for hook in hooks if not type(hook).__module__.startswith("torch.nn.utils.")]
+
+    def own_tensors(self) -> list[Tensor]:
+        """The parameters and buffers that the module itself owns."""
+        owned = (*self.module._parameters.values(), *self.module._buffers.values())
+        return [tensor for tensor in owned if tensor is not None]
 
     def distrust(self, why: str) -> None:
         """The call may do something else for another input, and so may the calls that it passes its numbers to."""

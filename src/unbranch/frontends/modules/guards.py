@@ -7,6 +7,8 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from unbranch.frontends.modules.trees import each_module
+
 WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 
@@ -30,12 +32,12 @@ def check_foldable(model: nn.Module) -> None:
     Raises:
         ValueError: training mode, or autocast is on.
     """
-    for path, module in model.named_modules():
-        if module.training:
-            where = f"{path} ({type(module).__name__})" if path else f"the model ({type(module).__name__})"
-            raise ValueError(
-                f"{where} is in training mode, where norms use the batch's statistics: call model.eval() first"
-            )
+    if any(module.training for module in each_module(model)):
+        path, module = next((path, module) for path, module in model.named_modules() if module.training)
+        where = f"{path} ({type(module).__name__})" if path else f"the model ({type(module).__name__})"
+        raise ValueError(
+            f"{where} is in training mode, where norms use the batch's statistics: call model.eval() first"
+        )
     for device in ("cpu", "cuda"):
         if torch.is_autocast_enabled(device):
             raise ValueError(

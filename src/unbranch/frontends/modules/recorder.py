@@ -50,13 +50,18 @@ ViewKey = tuple[int, tuple[int, ...], tuple[int, ...], torch.dtype]
 
 @dataclass
 class Recording:
-    """The graph of one run, its root call, the call each node ran in, each module's calls, and which nodes read a parameter."""
+    """The graph of one run, its root call, the call each node ran in, and each module's calls.
+
+    ``modules`` holds every module once, with its path; ``reads``, by the ``id`` of a parameter or buffer, the calls that read it and
+    whose module does not own it.
+    """
 
     graph: Graph
     root: Frame
     frames: list[Frame] = field(default_factory=list)
     calls: dict[int, list[Frame]] = field(default_factory=lambda: defaultdict(list))
     reads: dict[int, set[Frame | None]] = field(default_factory=lambda: defaultdict(set))
+    modules: list[tuple[str, nn.Module]] = field(default_factory=list)
 
 
 unseen = torch._C.DisableTorchFunction
@@ -133,13 +138,12 @@ class Recorder:
 
     def __init__(self, model: nn.Module, plain_sizes: bool = False) -> None:
         self.model, self.plain_sizes = model, plain_sizes
-        self.paths: dict[int, str] = {}
-        for path, module in model.named_modules():
-            self.paths.setdefault(id(module), path)
+        modules = list(model.named_modules())
+        self.paths = {id(module): path for path, module in modules}
         tensors = [*model.parameters(), *model.buffers()]
         device = tensors[0].device if tensors else torch.device("cpu")
         graph = Graph(torch.device("cpu") if device.type == "mps" else device)
-        self.recording = Recording(graph, Frame(model, "", None))
+        self.recording = Recording(graph, Frame(model, "", None), modules=modules)
         self.stack: list[Frame] = []
         self.by_size = 0
         self.looked_at: set[Place] = set()
@@ -288,7 +292,9 @@ class Recorder:
         traced = replaced((args, kwargs), self._operand)
         reading = [tensor for tensor in tensors_of((args, kwargs)) if id(tensor) in self.owned]
         for tensor in reading:
-            self.recording.reads[id(tensor)].add(self.stack[-1] if self.stack else None)
+            reader = self.stack[-1] if self.stack else None
+            if reader is None or not any(tensor is own for own in reader.own_tensors()):
+                self.recording.reads[id(tensor)].add(reader)
         targets = written(func, args, kwargs)
         if any(id(tensor) in self.owned for tensor in targets):
             self.doubt("it writes to a parameter or a buffer")

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from unbranch.affine import Geometry, NotLinear
 from unbranch.fold.facts import Fact, unchanged
@@ -121,12 +121,15 @@ class Finder:
 
     def _given(self, fact: Fact, top: Frame) -> tuple[Any, ...]:
         """What the region's calls were given beside the network's values: two calls that differ in it do not fold alike."""
-        frames = {id(f): f for node in sorted(fact.members) for f in self.recording.frames[node].up_to(top)}
-        return tuple(
-            item if isinstance(item, int | float | str) else id(item)
-            for frame in frames.values()
-            for item in frame.given
-        )
+        seen: set[int] = set()
+        given: list[Any] = []
+        for node in sorted(fact.members):
+            frame = self.recording.frames[node]
+            while frame is not None and id(frame) not in seen:
+                seen.add(id(frame))
+                given += frame.given
+                frame = None if frame is top else frame.parent
+        return tuple(item if isinstance(item, int | float | str) else id(item) for item in given)
 
     def _check_hooks(self, fact: Fact, frame: Frame) -> None:
         """Nobody watches the inside: neither a member's call, nor one that an inner value merely passes through."""
@@ -171,14 +174,17 @@ class Finder:
                 if inner.doubts:
                     raise NotLinear(f"{inner.path or 'the root module'}: {', '.join(inner.doubts)}")
 
-    def _check_parameters(self, module: nn.Module, kept: Iterable[Frame] = ()) -> None:
-        """Nobody else reads what the module owns, the modules of ``kept`` apart; one that shares a parameter keeps it."""
-        apart = {id(m) for frame in kept for m in frame.module.modules()}
-        owned = (t for m in module.modules() if id(m) not in apart for t in _tensors_of(m))
-        for tensor in owned:
-            for reader in self.recording.reads.get(id(tensor), ()):
+    def _check_parameters(self, top: Frame, kept: Iterable[Frame] = ()) -> None:
+        """No stranger reads what the module owns, the modules of ``kept`` apart; one that shares a parameter keeps it."""
+        reads = self.recording.reads
+        if not reads:
+            return
+        module, apart = top.module, {id(m) for frame in kept for m in frame.module.modules()}
+        mine = (m for m in module.modules() if id(m) not in apart)
+        for tensor in (t for m in mine for t in (*m._parameters.values(), *m._buffers.values())):
+            for reader in reads.get(id(tensor), ()):
                 if reader is None or not any(
-                    frame.module is module or any(tensor is t for t in _tensors_of(frame.module))
+                    frame.module is module or any(tensor is t for t in frame.own_tensors())
                     for frame in reader.ancestors()
                 ):
                     where = "outside any call" if reader is None else reader.path or "the root module"
@@ -187,17 +193,17 @@ class Finder:
     def _check_references(self, module: nn.Module) -> None:
         """A module that is to be replaced is held by its parents alone, and by no list or attribute beside them."""
         if self.held is None:
-            self.held = dict(held_elsewhere(self.recording.root.module))
+            self.held = dict(held_elsewhere(self.recording.modules))
         if id(module) in self.held:
             raise NotLinear(f"it is also held in {self.held[id(module)]}, which is no submodule")
 
     # A chain of layers, each the only reader of the one before
 
     def _chain(self, fact: Fact, top: Frame) -> Site:
-        graph, facts = self.recording.graph, self._facts_on_the_way(fact)
-        order = sorted(fact.members)
+        graph, order = self.recording.graph, sorted(fact.members)
         if any(isinstance(graph.nodes[node].records[0], Sum | Concat) for node in order):
             raise NotLinear("it is no chain of layers")
+        facts = self._facts_on_the_way(fact)
         stay = {n for n in order if n in facts and facts[n].rule is unchanged and _moves(graph.nodes[n])}
         frames = self._outermost(fact.members - stay)
         groups = _runs((frames[node], node) for node in order if node not in stay)
@@ -244,7 +250,7 @@ class Finder:
         if moved:
             raise NotLinear(f"{frame.path} also rearranges the value")
         before, after = remainder(frame, fact, self.recording)
-        self._check_parameters(frame.module, (*before, *after))
+        self._check_parameters(frame, (*before, *after))
         return Step(frame, before, after, nodes[0])
 
     def _anchor(self, groups: list[list[int]]) -> int:
@@ -274,7 +280,7 @@ class Finder:
             return False
         if not frame.is_torch and not ends_in_own_layer(module, self._shape_given(frame)):
             return False
-        self._check_parameters(module)
+        self._check_parameters(frame)
         own = record.affine(0).lift(fact.geometry.rank).geometry
         same = (own.kernel, own.stride, own.padding, own.dilation, own.groups, own.transposed)
         g = fact.geometry
@@ -298,7 +304,7 @@ class Finder:
         before, after = remainder(top, fact, self.recording)
         linear = fact.geometry.rank == 0
         check_emittable(fact.geometry, linear)
-        self._check_parameters(top.module, (*before, *after))
+        self._check_parameters(top, (*before, *after))
         self._check_witness((self.recording.frames[n] for n in fact.members), top)
         return Site("child", fact, top, (Step(top, before, after, min(fact.members)),), 0, linear)
 
@@ -383,10 +389,3 @@ def _standing_for(frame: Frame) -> Frame:
 def is_in_place(node: Node) -> bool:
     """The op writes its result over its first operand."""
     return node.spelling.startswith("aten.") and node.spelling.split(".")[1].endswith("_")
-
-
-def _tensors_of(module: nn.Module) -> list[Tensor]:
-    """The parameters and buffers that a module itself owns."""
-    return [
-        tensor for tensor in (*module._parameters.values(), *module._buffers.values()) if tensor is not None
-    ]

@@ -2,7 +2,7 @@
 
 import copy
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from types import MethodType
 from typing import Any
@@ -58,14 +58,28 @@ def replaced(tree: Any, replace: Callable[[Tensor], Any]) -> Any:
     return tree
 
 
-def held_elsewhere(root: nn.Module) -> Iterator[tuple[int, str]]:
+def each_module(root: nn.Module) -> Iterator[nn.Module]:
+    """Every module once, in no order to rely on: `nn.Module.modules` without its search for names."""
+    seen: set[int] = set()
+    rest = [root]
+    while rest:
+        module = rest.pop()
+        if id(module) not in seen:
+            seen.add(id(module))
+            rest += [child for child in module._modules.values() if child is not None]
+            yield module
+
+
+def held_elsewhere(modules: Iterable[tuple[str, nn.Module]]) -> Iterator[tuple[int, str]]:
     """Modules, by ``id``, that attributes hold beside the registered children: in a list, a dict, a bound method or unregistered."""
-    for path, module in root.named_modules():
-        for name, value in vars(module).items():
-            kind = type(value)
-            if kind in _PLAIN or (kind in _CONTAINERS and not value) or name in _REGISTERED:
-                continue
-            if kind is not tuple or not _PLAIN.issuperset(map(type, value)):
+    for path, module in modules:
+        rest = [
+            (name, value)
+            for name, value in vars(module).items()
+            if (kind := type(value)) not in _PLAIN and (kind not in _CONTAINERS or value)
+        ]
+        for name, value in rest:
+            if name not in _REGISTERED and not (type(value) is tuple and _PLAIN.issuperset(map(type, value))):
                 for found in _modules_in(value):
                     yield id(found), f"{path}.{name}".lstrip(".")
 

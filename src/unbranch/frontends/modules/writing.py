@@ -1,7 +1,7 @@
 """Put the convolutions in: edits by reference, so that a module that stands in several places is replaced in all of them."""
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 from typing import TypeAlias
 
@@ -14,6 +14,7 @@ from unbranch.frontends.modules.frames import Frame
 from unbranch.frontends.modules.recorder import Recording
 from unbranch.frontends.modules.rewriting import Rewriter
 from unbranch.frontends.modules.sites import Site, Step
+from unbranch.frontends.modules.trees import each_module
 from unbranch.ops.convolution import Convolution
 from unbranch.ops.linear import Linear
 
@@ -43,10 +44,10 @@ class Writer:
         self.root, self.recording, self.make = root, recording, make
         self.holders: dict[int, list[tuple[nn.Module, str]]] = defaultdict(list)
         self.became: dict[int, nn.Module] = {}
-        self._hold(root)
+        self._hold(module for _, module in recording.modules)
 
-    def _hold(self, top: nn.Module) -> None:
-        for parent in top.modules():
+    def _hold(self, parents: Iterable[nn.Module]) -> None:
+        for parent in parents:
             for name, child in parent._modules.items():
                 if child is not None:
                     self.holders[id(child)].append((parent, name))
@@ -84,7 +85,7 @@ class Writer:
             if parent._modules.get(name) is old:
                 parent._modules[name] = new
                 self.holders[id(new)].append((parent, name))
-        self._hold(new)
+        self._hold(each_module(new))
 
     def _around(self, step: Step, layer: nn.Module) -> nn.Module:
         """The layer between the module's other calls; an empty layer is left out where there are others."""
