@@ -44,6 +44,18 @@ REFUSED: list[tuple[str, list[Any], dict[str, Any], str]] = [
     ("aten.native_batch_norm.default", norm(False, weight=X), {}, "weight depends on the input"),
     ("aten.dropout.default", [X, 0.5, True], {}, "dropout in training"),
     ("aten.native_dropout.default", [X, 0.5, True], {}, "dropout in training"),
+    ("aten.native_dropout.default", [X, 0.5, None], {}, "dropout in training"),
+    (
+        "aten.mul.Tensor",
+        [X, torch.tensor([1.0, torch.inf, 1, 1]).view(4, 1, 1)],
+        {},
+        "constant is not finite",
+    ),
+    ("aten.flatten.using_ints", [Operand(())], {}, "without axes"),
+    ("aten.squeeze.dim", [Operand(()), 0], {}, "without axes"),
+    ("aten.transpose.int", [Operand(()), 0, -1], {}, "without axes"),
+    ("aten.movedim.int", [Operand(()), 0, 0], {}, "without axes"),
+    ("aten.index_select.default", [Operand(()), 0, torch.tensor([0])], {}, "without axes"),
     ("aten.conv2d.default", [X, Operand((8, 4, 3, 3))], {}, "weight depends on the input"),
     ("aten.conv2d.default", [X, t(8, 4, 3, 3), X], {}, "bias depends on the input"),
     ("aten.conv2d.default", [Operand((4, 7, 7)), t(8, 4, 3, 3)], {}, "unbatched"),
@@ -129,3 +141,14 @@ def test_a_pool_that_is_no_convolution_is_opaque_in_the_graph() -> None:
     node = graph.call("aten.avg_pool2d.default", [x, [2, 2], [2, 2], [0, 0], True], {}, [y])
     assert node.records == (None,)
     assert "ceil_mode" in str(node.reason)
+
+
+def test_a_norm_whose_scale_is_not_finite_is_no_map() -> None:
+    with pytest.raises(NotLinear, match="scale is not finite"):
+        maps_of("aten.native_batch_norm.default", [X, t(4), t(4), t(4), torch.zeros(4), False, 0.1, 0.0], {})
+
+
+def test_constants_without_numbers_are_read_by_their_shape() -> None:
+    on_meta = torch.empty(4, 1, 1, device="meta")
+    maps = [read(f"aten.{op}.Tensor", [X, on_meta], {})[0] for op in ("mul", "div", "add")]
+    assert all(isinstance(record, Map) and record.axis == 1 for record in maps)

@@ -18,6 +18,7 @@ from unbranch.ops.table import (
     Record,
     Reshape,
     Take,
+    axis_of,
     constant,
     integers,
     operand,
@@ -34,7 +35,9 @@ def reshaped(x: Operand, shape: Sequence[int]) -> Reshape:
 
 def swapped(x: Operand, a: int, b: int) -> Permute:
     """Two axes exchanged."""
-    axes = list(range(operand(x, "the input").ndim))
+    value = operand(x, "the input")
+    axes = list(range(value.ndim))
+    a, b = axis_of(value, a), axis_of(value, b)
     axes[a], axes[b] = axes[b], axes[a]
     return Permute(tuple(axes))
 
@@ -81,7 +84,7 @@ def reshape_as(self: Any, other: Any) -> Reshape:
 @reads("aten.flatten.using_ints")
 def flatten(self: Any, start_dim: int = 0, end_dim: int = -1) -> Reshape:
     shape = operand(self, "the input").shape
-    first, last = start_dim % len(shape), end_dim % len(shape)
+    first, last = axis_of(self, start_dim), axis_of(self, end_dim)
     return Reshape((*shape[:first], prod(shape[first : last + 1]), *shape[last + 1 :]))
 
 
@@ -104,7 +107,7 @@ def unsqueeze(self: Any, dim: int) -> Reshape:
 @reads("aten.squeeze.dim", "aten.squeeze.dims")
 def squeeze(self: Any, dim: int | Sequence[int]) -> Reshape:
     shape = operand(self, "the input").shape
-    axes = {d % len(shape) for d in ((dim,) if isinstance(dim, int) else dim)}
+    axes = {axis_of(self, d) for d in ((dim,) if isinstance(dim, int) else dim)}
     return Reshape(tuple(n for i, n in enumerate(shape) if i not in axes or n != 1))
 
 
@@ -121,8 +124,8 @@ def permute(self: Any, dims: Sequence[int]) -> Permute:
 @reads("aten.movedim.int", "aten.moveaxis.int")
 def movedim(self: Any, source: int, destination: int) -> Permute:
     axes = list(range(operand(self, "the input").ndim))
-    moved = axes.pop(source)
-    axes.insert(destination % self.ndim, moved)
+    moved = axes.pop(axis_of(self, source))
+    axes.insert(axis_of(self, destination), moved)
     return Permute(tuple(axes))
 
 

@@ -108,7 +108,7 @@ def dropout_(self: Any, p: float, train: bool) -> Identity:
 
 @reads("aten.native_dropout.default")
 def native_dropout(input: Any, p: float, train: bool | None) -> tuple[Identity, None]:
-    return _dropped(input, p, bool(train)), None
+    return _dropped(input, p, train is not False), None  # None trains, says torch
 
 
 @reads("onnx.Identity")

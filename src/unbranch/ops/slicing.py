@@ -14,6 +14,7 @@ from unbranch.ops.table import (
     Slice,
     Take,
     Write,
+    axis_of,
     constant,
     integers,
     operand,
@@ -90,7 +91,7 @@ def tensor_split(self: Any, sections: int, dim: int = 0) -> tuple[Slice, ...]:
 @reads("aten.index_select.default")
 def index_select(self: Any, dim: int, index: Any) -> Take:
     chosen = constant(index, "the index").flatten().tolist()
-    return Take(dim % operand(self, "the input").ndim, tuple(chosen))
+    return Take(axis_of(operand(self, "the input"), dim), tuple(chosen))
 
 
 @reads("aten.index.Tensor")

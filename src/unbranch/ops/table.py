@@ -193,6 +193,13 @@ def constant(value: Any, name: str) -> Any:
     return value
 
 
+def axis_of(value: Operand, axis: int) -> int:
+    """``axis`` counted from the front; a single number has none, although torch lets one be named."""
+    if not value.ndim:
+        raise NotLinear("a value without axes")
+    return axis % value.ndim
+
+
 def integers(value: Argument, name: str) -> list[int]:
     """The numbers of a constant list, such as axes or sizes."""
     numbers = constant(value, name)
