@@ -1,7 +1,7 @@
 """The neutral graph: a flat list of ops, read once, whatever front end it came from."""
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -68,6 +68,7 @@ class Graph:
             try:
                 records = read(spelling, args, kwargs)
                 _check_dtypes(spelling, operands, outputs)
+                _check_sizes([*operands, *(o for o, record in zip(outputs, records, strict=False) if record)])
                 self._check_maps(records, operands)
             except NotLinear as error:
                 reason = str(error)
@@ -121,8 +122,6 @@ class Graph:
         """A map that is none as it was called says so at once, and is opaque from then on."""
         for record in records:
             if isinstance(record, Map):
-                if 0 in operands[0].shape:
-                    raise NotLinear(f"a value of shape {tuple(operands[0].shape)} holds nothing")
                 self.map_of(record, _channels(record, operands[0].shape))
 
     def record_of(self, value: int) -> Record | None:
@@ -147,6 +146,12 @@ def operands_in(tree: Any) -> Iterator[Operand]:
     elif isinstance(tree, dict):
         for item in tree.values():
             yield from operands_in(item)
+
+
+def _check_sizes(values: Iterable[Operand]) -> None:
+    for value in values:
+        if 0 in value.shape:
+            raise NotLinear(f"a value of shape {tuple(value.shape)} holds nothing")
 
 
 def _check_dtypes(spelling: str, operands: Sequence[Operand], outputs: Sequence[Operand]) -> None:

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from math import isclose, prod
 from typing import Protocol, runtime_checkable
 
+import torch
+
 from unbranch.affine import ELEMENT, cost
 from unbranch.fold.facts import Fact
 from unbranch.fold.graph import Graph, Node
@@ -132,10 +134,24 @@ def plan(known: Interpretation, costs: Costs, check: Callable[[Sequence[Fact]], 
     barred: dict[int, str] = {}
     while True:
         chosen = _Planner(known, costs, barred).run()
-        refused = check(chosen.regions)
+        refused = check(chosen.regions) | _beyond_half(known.graph, chosen.regions)
         if not refused:
             return chosen
         barred |= refused
+
+
+def _beyond_half(graph: Graph, facts: Sequence[Fact]) -> dict[int, str]:
+    """The regions whose numbers, small as their parts may be, are too large for the float16 that would hold them."""
+    refused, most = {}, torch.finfo(torch.float16).max
+    for fact in facts:
+        if graph.values[fact.value].dtype is torch.float16:
+            made = fact.evaluate(graph.device)
+            largest = max(float(n.abs().max()) for n in (made.weight, made.bias) if n is not None)
+            if largest > most:
+                refused[id(fact)] = (
+                    f"exact as one {fact.geometry}, but its numbers reach {largest:.3g}, beyond float16"
+                )
+    return refused
 
 
 class _Planner:
