@@ -9,12 +9,13 @@ from typing import Any, ClassVar, TypeAlias, Unpack, no_type_check
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from unbranch.blocks.activation import Activation, activation_layer
 from unbranch.blocks.attention import SqueezeExcite
 from unbranch.blocks.deployable import Deployable
 from unbranch.blocks.merged import Training, TrainingPlan, check_training, plan_training, run_merged
-from unbranch.blocks.spec import NORMS, Axes, ConvSpec, SpecOptions
+from unbranch.blocks.spec import Axes, ConvSpec, SpecOptions
 from unbranch.frontends.modules import to_affine, to_convolution
 
 _FOLDED = re.compile(r"branches\.(\d+\.|conv\.)?(weight|bias)")
@@ -114,7 +115,7 @@ def _last_norms(branch: nn.Module) -> list[nn.Module]:
     if isinstance(branch, Branches):
         return branch.last_norms()
     last = branch[-1] if isinstance(branch, nn.Sequential) else branch
-    return [last] if isinstance(last, NORMS) else []
+    return [last] if isinstance(last, _BatchNorm) else []
 
 
 @torch.no_grad()

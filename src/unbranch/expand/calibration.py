@@ -1,6 +1,7 @@
 """Make an expanded network the same function in training mode: give its new norms the statistics of real batches."""
 
 import copy
+import inspect
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,9 +12,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from unbranch.blocks.block import scale_of
-from unbranch.blocks.spec import NORMS
 from unbranch.expand.expanded import Expanded
-from unbranch.frontends.modules import arguments
+from unbranch.frontends.modules import arguments, unwrap
 from unbranch.ops.batch_norm import restate
 
 
@@ -64,10 +64,16 @@ def calibrate(model: nn.Module, batches: Iterable[Any]) -> int:
         How many norms were calibrated; a recipe without norms trains as it is.
 
     Raises:
-        ValueError: no batch, or no expanded layer; the model is unchanged.
+        ValueError: no batch, no expanded layer, or batches that a layer makes numbers of that are not finite; the model is unchanged.
+        TypeError: one tensor in place of batches, or more in a batch than the model takes.
     """
+    if isinstance(batches, Tensor):
+        raise TypeError(
+            "batches is one tensor, which would be taken apart: pass a list of batches, such as [x]"
+        )
+    paths = {module: path or "the model" for path, module in model.named_modules()}
     layers = [layer for layer in model.modules() if isinstance(layer, Expanded)]
-    norms = [norm for layer in layers for norm in layer.modules() if isinstance(norm, NORMS)]
+    norms = [norm for layer in layers for norm in layer.modules() if isinstance(norm, _BatchNorm)]
     if not layers:
         raise ValueError("the model has no expanded layer to calibrate: call expand_(model) first")
     moments = {id(module): _Moments() for module in (*norms, *layers)}
@@ -86,15 +92,37 @@ def calibrate(model: nn.Module, batches: Iterable[Any]) -> int:
         with _normalising(model, layers):
             for batch in batches:
                 args, kwargs = arguments(batch)
+                _check_fits(model, args, kwargs)
                 model(*args, **kwargs)
     finally:
         for handle in handles:
             handle.remove()
-    if any(seen.count < 2 for seen in moments.values()):
-        raise ValueError("calibration needs at least one batch that reaches every expanded layer")
+    for layer in layers:
+        _check_seen(paths[layer], [moments[id(m)] for m in layer.modules() if id(m) in moments])
     for layer in layers:
         _restate(layer, moments)
     return len(norms)
+
+
+def _check_fits(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    inner, _ = unwrap(model)
+    try:
+        inspect.signature(inner.forward).bind(*args, **kwargs)
+    except TypeError as error:
+        raise TypeError(
+            f"a batch of {len(args) + len(kwargs)} values is no call of {type(inner).__name__} ({error}): pass what the model takes alone, "
+            "such as ((images,) for images, labels in loader)"
+        ) from error
+
+
+def _check_seen(path: str, moments: list[_Moments]) -> None:
+    """Statistics can be made of what a layer saw."""
+    if any(seen.count < 2 for seen in moments):
+        raise ValueError(
+            f"calibration needs at least one batch that reaches every expanded layer with two values a channel or more: {path} saw none"
+        )
+    if not all(bool(torch.isfinite(numbers).all()) for seen in moments for numbers in seen.known()):
+        raise ValueError(f"{path} saw, or made, numbers that are not finite: look for them in the batches")
 
 
 def _as_plain(layer: Expanded, output: Tensor) -> Tensor:
@@ -135,7 +163,7 @@ def _restate(layer: Expanded, moments: dict[int, _Moments]) -> None:
     ends, plain = layer.last_norms(), layer.plain_norm
     mean, variance = moments[id(layer)].known()
     for norm in layer.modules():
-        if not isinstance(norm, NORMS):
+        if not isinstance(norm, _BatchNorm):
             continue
         seen_mean, seen_variance = moments[id(norm)].known()
         if ends and norm not in ends:

@@ -8,10 +8,12 @@ from typing import Any, no_type_check
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from unbranch.affine import Affine, NotLinear
 from unbranch.blocks import Branches, ConvSpec, Deployable
 from unbranch.blocks.block import say_form, scale_of
+from unbranch.blocks.pointwise import layout_of
 from unbranch.blocks.spec import NORMS
 from unbranch.frontends.modules import StandIn, to_affine, to_convolution
 
@@ -30,7 +32,7 @@ class PlainNorm:
     @classmethod
     def of(cls, norm: nn.Module, dims: int) -> "PlainNorm":
         """With ``y = s x + t`` in eval mode, ``deviation = |gamma|`` and ``floor = eps s**2``."""
-        assert isinstance(norm, NORMS)
+        assert isinstance(norm, _BatchNorm)
         bare = NORMS[dims - 1](norm.num_features, norm.eps, dtype=torch.float64).eval()
         bare.load_state_dict(norm.state_dict(), strict=False)  # a norm with an activation is its norm here
         scale = scale_of(bare, torch.ones(norm.num_features, 1, *(1,) * dims, dtype=torch.float64))
@@ -68,9 +70,9 @@ class Expanded(Deployable, StandIn):
         self.register_load_state_dict_pre_hook(say_form)
 
     @no_type_check  # a recording would take the check's reading of sizes for ours
-    def forward(self, x: Tensor) -> Tensor:
-        """The branches' sum."""
-        return self.branches(x)
+    def forward(self, input: Tensor) -> Tensor:
+        """The branches' sum; the argument has the name that it has in torch's layers."""
+        return self.branches(input)
 
     def deploy_children(self) -> dict[str, nn.Module]:
         """The convolution; nothing where it stands there already."""
@@ -81,11 +83,9 @@ class Expanded(Deployable, StandIn):
     def __setattr__(self, name: str, value: Any) -> None:
         """A weight or bias that is put over the layer's own, as other people's fusing does, is that of the convolution it becomes."""
         if name in ("weight", "bias") and "branches" in self._modules:
-            if isinstance(self.branches, Branches):
+            if self._layer() is None:
                 self.branches = to_convolution(copy.deepcopy(self.branches).eval(), self.example())
-            setattr(
-                self.branches[-1] if isinstance(self.branches, nn.Sequential) else self.branches, name, value
-            )
+            setattr(self._layer(), name, value)
         else:
             super().__setattr__(name, value)
 
@@ -104,13 +104,17 @@ class Expanded(Deployable, StandIn):
         return self._convolution()[1]
 
     def _convolution(self) -> tuple[Tensor, Tensor | None]:
-        layer = self.branches
-        if isinstance(layer, Branches):
-            layer = to_convolution(copy.deepcopy(layer).eval(), self.example())
-        layer = layer[-1] if isinstance(layer, nn.Sequential) else layer
+        layer = self._layer() or _layer_of(
+            to_convolution(copy.deepcopy(self.branches).eval(), self.example())
+        )
+        assert layer is not None
         weight = layer._parameters["weight"]
         assert weight is not None
         return weight, layer._parameters["bias"]
+
+    def _layer(self) -> nn.Module | None:
+        """The convolution that stands in the branches' place; None while they are there."""
+        return _layer_of(self.branches)
 
     def example(self) -> Tensor:
         """A small input on the branches' device and in their dtype."""
@@ -132,12 +136,20 @@ class Expanded(Deployable, StandIn):
         return [p for name, p in self.branches.named_parameters() if name in self.new]
 
 
+def _layer_of(module: nn.Module) -> nn.Module | None:
+    """A convolution, alone or behind a pad."""
+    last = module[-1] if isinstance(module, nn.Sequential) and len(module) == 2 else module
+    alone = {id(p) for p in module.parameters()} == {id(p) for p in last.parameters()}
+    return last if isinstance(last, nn.Conv1d | nn.Conv2d | nn.Conv3d) and alone else None
+
+
 def expanded(
     target: Affine, spec: ConvSpec, branches: Branches, like: Tensor, plain_norm: nn.Module | None = None
 ) -> Expanded:
     """``branches``, one of which takes up what is missing, so that the whole is ``target`` (`Branches.take_up`).
 
-    ``like`` is a tensor of the dtype and device wanted; ``plain_norm`` the one that ends the plain layer. The new layer is in eval mode.
+    ``like`` is a kernel of the dtype, device and memory format wanted; ``plain_norm`` the one that ends the plain layer. The new layer is
+    in eval mode.
 
     Raises:
         ValueError: no branch of the recipe can hold the kernel.
@@ -159,7 +171,8 @@ def expanded(
     own = {id(p) for p in held}
     new = [name for name, p in branches.named_parameters() if id(p) not in own]
     remembered = None if plain_norm is None else PlainNorm.of(plain_norm, spec.dims)
-    return Expanded(spec, branches.to(like), new, remembered).eval()
+    branches = branches.to(like).to(memory_format=layout_of(like))
+    return Expanded(spec, branches, new, remembered).eval()
 
 
 def _check_geometry(now: Affine, wanted: Affine) -> None:

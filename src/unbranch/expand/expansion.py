@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from unbranch.affine import Affine, NotLinear
 from unbranch.blocks import Branches, ConvSpec, Sum
@@ -17,10 +18,13 @@ from unbranch.expand.expanded import Expanded, expanded
 from unbranch.expand.recipes import Recipe, recipe_of
 from unbranch.frontends.modules import ExampleInputs, Where, to_affine, unwrap
 from unbranch.frontends.modules.folding import Folding, prepare
+from unbranch.frontends.modules.frames import Frame
 from unbranch.frontends.modules.sites import Site
 from unbranch.frontends.modules.writing import Writer
 
 PLAIN = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+SHOWN = 6
+"""Paths that a message names."""
 
 
 class SingleBranch(ValueError):
@@ -58,9 +62,7 @@ def expand(
         torch.Size([1, 8, 5, 7])
     """
     inner, _ = unwrap(model)
-    inner = copy.deepcopy(inner)
-    expand_(inner, recipe, example_inputs, where=where)
-    return inner
+    return _expand(copy.deepcopy(inner), recipe, example_inputs, where)[0]
 
 
 def expand_(
@@ -74,7 +76,7 @@ def expand_(
 
     The norm behind a convolution goes into the branches, which have norms of their own (same eps and momentum). New branches start
     from their layers' own initialisation; the branch with the full kernel makes up the difference. In training mode the norms use
-    the batch's statistics: `calibrate` makes that the same function too.
+    the batch's statistics: `calibrate` makes that the same function too. Make optimizers afterwards: the parameters are new ones.
 
     Args:
         model: In eval mode; plain convolutions of 1 to 3 dimensions, strided, grouped, dilated, with or without bias and batch norm.
@@ -88,17 +90,29 @@ def expand_(
 
     Raises:
         ValueError: training mode; ``where`` selects nothing, a layer with branches already, or a convolution that the recipe cannot
-            express. The model is unchanged then.
+            express; the model itself is the convolution. The model is unchanged then.
+        TypeError: an argument of another kind.
 
     Source: the inverse of structural re-parameterization (Ding et al., RepVGG, CVPR 2021).
     """
+    if isinstance(unwrap(model)[0], PLAIN):
+        raise ValueError("the model itself is the convolution, which cannot be replaced in place: use expand")
+    return _expand(model, recipe, example_inputs, where)[1]
+
+
+def _expand(
+    model: nn.Module, recipe: str | Recipe, example_inputs: ExampleInputs, where: Where
+) -> tuple[nn.Module, Expansion]:
+    """The model inside its wrappers, or what stands for it, and what was done."""
     inner, _ = unwrap(model)
     make = recipe_of(recipe)
+    _check(inner, where)
     folding = prepare(inner, example_inputs, layers_only=True)
     left: list[tuple[str, str]] = []
     made: list[tuple[str, nn.Module, Site | None, Expanded]] = []
     for path, layer in _selected(inner, where):
         try:
+            _check_calls(layer, folding.recording.calls[id(layer)])
             site = _site_of(layer, folding)
             made.append((path, layer, site, _branches(layer, site, folding, make)))
         except SingleBranch as error:
@@ -111,13 +125,26 @@ def expand_(
         raise ValueError(
             "no convolution of the model can be expanded" + "".join(f"; {p}: {why}" for p, why in left)
         )
-    _place(inner, folding, made)
-    return Expansion(tuple(path for path, *_ in made), tuple(left))
+    root = _place(inner, folding, made)
+    return root, Expansion(tuple(path for path, *_ in made), tuple(left))
+
+
+def _check(model: nn.Module, where: Where) -> None:
+    """Refuse what is no network with numbers, and no choice of layers."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"a {type(model).__name__} is no module")
+    if where is not None and (isinstance(where, type) or not (isinstance(where, str) or callable(where))):
+        raise TypeError(
+            f"where={where!r} is neither a glob on module paths nor a function of path and module"
+        )
+    for path, parameter in model.named_parameters():
+        if parameter.is_meta:
+            raise ValueError(f"{path} is on the meta device, which holds no numbers: load weights first")
 
 
 def _place(
     model: nn.Module, folding: Folding, made: Sequence[tuple[str, nn.Module, Site | None, Expanded]]
-) -> None:
+) -> nn.Module:
     layers = {id(layer): new for _, layer, _, new in made}
 
     def layer_of(site: Site, affine: Affine) -> nn.Module:
@@ -129,6 +156,7 @@ def _place(
             writer.replace(layer, new)
         else:
             writer.write(site)
+    return writer.root
 
 
 def _selected(model: nn.Module, where: Where) -> list[tuple[str, nn.Module]]:
@@ -136,21 +164,38 @@ def _selected(model: nn.Module, where: Where) -> list[tuple[str, nn.Module]]:
     chosen: list[tuple[str, nn.Module]] = []
     inside: list[str] = []
     for path, module in model.named_modules():
-        if isinstance(module, Expanded) or (isinstance(module, Branches) and not _is_single(module)):
+        owner = next((p for p in inside if path == p or path.startswith(f"{p}.") or not p), None)
+        has_branches = isinstance(module, Expanded) or (
+            isinstance(module, Branches) and not _is_single(module)
+        )
+        if has_branches and owner is None:
             inside.append(path)
         if isinstance(module, PLAIN) and _matches(path, module, model, where):
-            owner = next((p for p in inside if path == p or path.startswith(f"{p}.") or not p), None)
             if owner is not None and where is not None:
                 raise ValueError(f"{path}: it is a branch of {owner or 'the root module'} already")
             if owner is None:
                 chosen.append((path, module))
     if not chosen:
-        raise ValueError(
-            f"where={where!r} selects no convolution"
-            if where is not None
-            else "the model has no plain convolution"
-        )
+        raise ValueError(_nothing_chosen(model, where, inside))
     return chosen
+
+
+def _nothing_chosen(model: nn.Module, where: Where, inside: Sequence[str]) -> str:
+    """Why there is nothing to expand, and what there is instead."""
+    if where is None:
+        there = (
+            f"; there are branches already in {_some([path or '(root)' for path in inside])}"
+            if inside
+            else ""
+        )
+        return f"the model has no plain convolution of more than one tap{there}"
+    plain = [path or "(root)" for path, module in model.named_modules() if isinstance(module, PLAIN)]
+    return f"where={where!r} selects no convolution; the model has {_some(plain) if plain else 'none'}"
+
+
+def _some(paths: Sequence[str]) -> str:
+    more = f" and {len(paths) - SHOWN} more" if len(paths) > SHOWN else ""
+    return ", ".join(paths[:SHOWN]) + more
 
 
 def _is_single(branches: Branches) -> bool:
@@ -173,7 +218,7 @@ def _site_of(layer: nn.Module, folding: Folding) -> Site | None:
     """The chain of convolution and norm that ``layer`` begins, if any.
 
     Raises:
-        ValueError: it folds into another layer, or the example input does not reach it.
+        ValueError: it folds into another layer.
     """
     for site in folding.sites:
         modules = [step.frame.module for step in site.steps]
@@ -185,20 +230,36 @@ def _site_of(layer: nn.Module, folding: Folding) -> Site | None:
             node in call.nodes for call in folding.recording.calls[id(layer)] for node in site.fact.members
         ):
             raise ValueError(f"it is a branch of {site.place} already")
-    if not folding.recording.calls[id(layer)]:
-        raise ValueError("the example input never reaches it")
     return None
+
+
+def _check_calls(layer: nn.Module, calls: Sequence[Frame]) -> None:
+    """Whoever calls or watches the layer must not notice that another one stands in its place.
+
+    Raises:
+        ValueError: somebody would; the message says why.
+    """
+    if not calls:
+        raise ValueError("the example input never reaches it")
+    if any(call.is_hooked for call in calls) or layer._backward_hooks or layer._backward_pre_hooks:
+        raise ValueError("it has a hook, which would be lost: remove it, expand, and hook the new layer")
+    for call in (call for call in calls if not call.is_torch):
+        if len(call.inputs) != 1 or len(call.outputs) != 1 or call.given or call.named:
+            raise ValueError(
+                "it is called with something beside its input, or gives something beside its output"
+            )
 
 
 def _branches(layer: nn.Module, site: Site | None, folding: Folding, recipe: Recipe) -> Expanded:
     assert isinstance(layer, PLAIN)
     spec = spec_of(layer, None if site is None else _norm_of(site))
-    if site is None:
-        example = torch.zeros((1, layer.in_channels, *spec.example_size)).to(layer.weight)
-        target = to_affine(layer, example)
-    else:
-        target = site.fact.evaluate(folding.recording.graph.device)
+    # A layer of somebody's own may compute more than the convolution that is found in it.
+    alone = to_affine(layer, torch.zeros((1, layer.in_channels, *spec.example_size)).to(layer.weight))
+    target = alone if site is None else site.fact.evaluate(folding.recording.graph.device)
     branches = recipe(spec)
+    if not isinstance(branches, Branches):
+        kind = type(branches).__name__
+        raise TypeError(f"a recipe makes blocks.Branches of a blocks.ConvSpec; this one made a {kind}")
     if isinstance(branches, Sum) and _is_single(branches) and isinstance(branches.norm, nn.Identity):
         raise SingleBranch("the recipe makes one branch of it, which is what it is")
     return expanded(target, spec, branches, layer.weight.detach(), None if site is None else _end_of(site))
@@ -223,6 +284,9 @@ def _norm_of(site: Site) -> Callable[[int], nn.Module] | None:
     """A factory of norms like the one that goes into the branches."""
     for step in site.steps:
         norm = step.frame.module
+        if isinstance(norm, nn.SyncBatchNorm):
+            same = {"eps": norm.eps, "momentum": norm.momentum, "process_group": norm.process_group}
+            return partial(nn.SyncBatchNorm, **same)
         if isinstance(norm, NORMS):
             return partial(NORMS[site.fact.geometry.rank - 1], eps=norm.eps, momentum=norm.momentum)
     return None
@@ -231,7 +295,7 @@ def _norm_of(site: Site) -> Callable[[int], nn.Module] | None:
 def _end_of(site: Site) -> nn.Module | None:
     """The norm of a convolution and its norm; None for a longer chain, whose output is not the norm's."""
     last = site.steps[-1].frame.module
-    return last if len(site.steps) == 2 and isinstance(last, NORMS) else None
+    return last if len(site.steps) == 2 and isinstance(last, _BatchNorm) else None
 
 
 def parameter_groups(model: nn.Module, lr: float, branch_lr: float) -> list[dict[str, Any]]:

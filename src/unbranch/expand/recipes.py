@@ -41,7 +41,12 @@ def recipe_of(recipe: str | Recipe) -> Recipe:
 
     Raises:
         ValueError: there is none of that name.
+        TypeError: a block, which is more than its branches.
     """
+    if isinstance(recipe, type) and not issubclass(recipe, Branches):
+        raise TypeError(
+            f"{recipe.__name__} is no recipe: name one ({', '.join(RECIPES)}), or give a function from a blocks.ConvSpec to blocks.Branches"
+        )
     if callable(recipe):
         return recipe
     if recipe not in RECIPES:
