@@ -1,6 +1,7 @@
 """The other blocks of the field, folded against branched, over their options."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -39,6 +40,26 @@ OTHERS: dict[str, Callable[[], blocks.Block]] = {
     "repconv 3-d": lambda: blocks.RepConv(4, 4, 3, dims=3),
     "orepa 1-d": lambda: blocks.OREPABlock(4, 6, 5, 2, dims=1),
 }
+KINDS: dict[str, Callable[..., blocks.Block]] = {
+    "dbb": blocks.DiverseBranchBlock,
+    "orepa": blocks.OREPABlock,
+    "bottleneck": blocks.LinearBottleneck,
+    "edge": blocks.EdgeOrientedBlock,
+    "repconv_orepa": blocks.RepConvOREPA,
+}
+BORDERED: dict[str, list[dict[str, Any]]] = {
+    "edge": [{}, {"stride": 2}],
+    **{
+        name: [
+            {"kernel_size": 3},
+            {"kernel_size": 4, "stride": 2, "groups": 2},
+            {"kernel_size": 3, "dims": 1, "dilation": 2},
+        ]
+        for name in ("dbb", "orepa", "bottleneck", "repconv_orepa")
+    },
+    "dbb 3-d": [{"kernel_size": 3, "dims": 3}],
+    "orepa 3-d": [{"kernel_size": 3, "dims": 3}],
+}
 SIZES = {1: (19,), 2: (13, 10), 3: (7, 9, 8)}
 
 
@@ -52,6 +73,14 @@ def test_dense(name: str, kernel: int, stride: int, generator: torch.Generator) 
 @pytest.mark.parametrize("name", OTHERS)
 def test_others(name: str, generator: torch.Generator) -> None:
     check(OTHERS[name](), generator)
+
+
+@pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
+@pytest.mark.parametrize("name", BORDERED)
+def test_borders_that_repeat_pixels(name: str, mode: str, generator: torch.Generator) -> None:
+    """What stands behind a bias or a norm is padded by pixels that have gone through them too."""
+    for options in BORDERED[name]:
+        check(KINDS[name.split(maxsplit=1)[0]](4, 6, padding_mode=mode, **options), generator)
 
 
 def check(block: blocks.Block, generator: torch.Generator) -> None:
@@ -73,12 +102,9 @@ def test_it_trains(name: str, generator: torch.Generator) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: blocks.DiverseBranchBlock(4, 4, padding_mode="reflect"), "hold a constant"),
-        (lambda: blocks.EdgeOrientedBlock(4, 4, groups=2), "undivided"),
-        (lambda: blocks.LinearBottleneck(4, 4, padding_mode="reflect"), "hold"),
+        (lambda: blocks.EdgeOrientedBlock(4, 4, groups=2), "undilated, not 3x3 in 2 groups"),
         (lambda: blocks.RepLKBlock(4, 5, small=7), "larger than the kernel"),
         (lambda: blocks.DilatedReparamBlock(4, 7), "reaches beyond"),
-        (lambda: blocks.OREPABlock(4, 4, padding_mode="circular"), "pad with zeros"),
     ],
 )
 def test_what_makes_no_convolution_is_refused(make: Callable[[], nn.Module], message: str) -> None:

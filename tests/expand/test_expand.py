@@ -155,6 +155,23 @@ def test_any_convolution(generator: torch.Generator, recipe: str, dims: int, bia
     assert fold_error(unbranch.reparameterize(wide, x)(x), net(x)) <= 1e-10
 
 
+@pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
+@pytest.mark.parametrize("recipe", [*ANY, "edge", "repghost", "repmixer"])
+def test_borders_that_repeat_pixels(generator: torch.Generator, recipe: str, mode: str) -> None:
+    """Calibrated too, exactly: no border holds a constant."""
+    groups = 6 if recipe in ("repghost", "repmixer") else 1
+    conv = nn.Conv2d(6, 6, 3, 1, 1, groups=groups, padding_mode=mode)
+    net = nn.Sequential(conv, nn.BatchNorm2d(6), nn.ReLU()).double()
+    x = torch.randn(4, 6, 9, 8, generator=generator, dtype=torch.float64)
+    randomize(net, generator, x).eval()
+    wide = expand(net, recipe, x)
+    calibrate(wide, [x])
+    assert fold_error(wide(x), net(x)) <= 1e-10
+    assert fold_error(unbranch.reparameterize(wide, x)(x), net(x)) <= 1e-10
+    if recipe not in ("edge", "bottleneck", "repmixer"):
+        assert fold_error(wide.train()(x), net.train()(x)) < 2e-3
+
+
 @pytest.mark.parametrize(
     ("recipe", "where"),
     [

@@ -1,4 +1,4 @@
-"""A border that holds what the layers before it make of nothing, so that padding after a bias is still a convolution."""
+"""A border after a pointwise map, such that both together are still a convolution of the input."""
 
 from collections import OrderedDict
 from typing import no_type_check
@@ -11,10 +11,10 @@ from unbranch.blocks.spec import ConvSpec, pad_layer
 
 
 class BorderedPointwise(nn.Module):
-    """y = pad(f(x)), f a 1x1 convolution with its norm or bias, the border filled with f(0).
+    """y = f(pad(x)), f a 1x1 convolution with its norm or bias, computed as a padded f(x).
 
-    Padding after a bias with zeros is no convolution: the border would be 0 and not the bias. Filled with f(0) it is
-    ``f(pad(x))``. In training the border takes the norm's running statistics, as Ding et al. do (Diverse Branch Block, CVPR 2021).
+    Modes that repeat pixels repeat f's. Padding with zeros behind a bias is no convolution: the border would be 0 and not the bias; it
+    is filled with f(0). In training it takes the norm's running statistics, as Ding et al. do (Diverse Branch Block, CVPR 2021).
 
     Shapes: (N, C_in, *size) -> (N, C_mid, *size + before + after).
     """
@@ -24,12 +24,15 @@ class BorderedPointwise(nn.Module):
         self.pointwise = pointwise
         self.in_channels = spec.in_channels
         self.padding = spec.padding
-        self.pad = pad_layer("zeros", spec.padding)
+        self.fills = spec.padding_mode == "zeros"
+        self.pad = pad_layer(spec.padding_mode, spec.padding)
 
     @no_type_check  # a recording would take the check's reading of sizes for ours
     def forward(self, x: Float[Tensor, "n c *size"]) -> Float[Tensor, "n mid *padded"]:
         """The map, then the border, edge by edge."""
         y = self.pad(self.pointwise(x))
+        if not self.fills:
+            return y
         filling = self.filling()
         for axis, (before, after) in enumerate(self.padding, start=2):
             edges = [slice(None, before)] * (before > 0) + [slice(-after, None)] * (after > 0)

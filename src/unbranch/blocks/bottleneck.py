@@ -14,17 +14,10 @@ from unbranch.blocks.spec import Axes, ConvSpec
 
 
 class Bottleneck(Branches):
-    """y = n * w * pad(e * x), e and n 1x1, w kxk over ``widen`` times as many channels as the larger of the two ends, each with a bias.
-
-    Raises ValueError for padding modes other than zeros.
-    """
+    """y = n * w * pad(e * x), e and n 1x1, w kxk over ``widen`` times as many channels as the larger of the two ends, each with a bias."""
 
     def __init__(self, spec: ConvSpec, widen: float) -> None:
         super().__init__()
-        if spec.padding_mode != "zeros":
-            raise ValueError(
-                f"padding_mode={spec.padding_mode!r}: a linear bottleneck's border holds a constant"
-            )
         self.groups = spec.groups
         most = max(spec.in_channels, spec.out_channels)
         middle = spec.groups * max(1, round(widen * most / spec.groups))
@@ -72,7 +65,7 @@ class LinearBottleneck(Block):
     Bhardwaj et al., SESR, MLSys 2022, arXiv:2103.09404).
 
     ``widen``: channels between the 1x1 convolutions / the larger of channels in and out.
-    Shapes: (N, in_channels, *size) -> (N, out_channels, *ceil(size / stride)). Raises ValueError for padding modes.
+    Shapes: (N, in_channels, *size) -> (N, out_channels, *ceil(size / stride)).
 
     >>> LinearBottleneck(4, 8)(torch.ones(1, 4, 7, 5)).shape
     torch.Size([1, 8, 7, 5])

@@ -17,10 +17,6 @@ def diverse(spec: ConvSpec) -> Sum:
     branches: dict[str, nn.Module] = {"dense": spec.conv_norm(), "pointwise": spec.conv_norm(1)}
     if spec.is_pointwise:
         return Sum(branches)
-    if spec.padding_mode != "zeros":
-        raise ValueError(
-            f"padding_mode={spec.padding_mode!r}: the borders of a diverse branch block hold a constant"
-        )
     inner = replace(spec, out_channels=spec.in_channels, stride=(1,) * spec.dims)
     squeezed = OrderedDict(conv=spec.unpadded(), norm=spec.norm(spec.out_channels))
     branches["squeezed"] = bordered(spec, inner.conv_norm(1), squeezed)
@@ -34,11 +30,11 @@ def diverse(spec: ConvSpec) -> Sum:
 class DiverseBranchBlock(Block):
     """y = act(norm(w_k * x) + norm(w_1 * x) + norm(w' * pad(norm(w_1' * x))) + norm(mean(pad(norm(w_1'' * x)))))
 
-    (Ding et al., Diverse Branch Block, CVPR 2021, arXiv:2103.13425). Where one layer follows another the border between them holds
-    what the first makes of zeros. A dilated block goes without the average.
+    (Ding et al., Diverse Branch Block, CVPR 2021, arXiv:2103.13425). Where one layer follows another a border of zeros
+    between them holds what the first makes of zeros. A dilated block goes without the average.
 
     Shapes: (N, in_channels, *size) -> (N, out_channels, *ceil(size / stride)).
-    Raises ValueError for a padding mode other than zeros and for whatever makes no convolution.
+    Raises ValueError for whatever makes no convolution.
 
     >>> DiverseBranchBlock(4, 8)(torch.ones(1, 4, 7, 5)).shape
     torch.Size([1, 8, 7, 5])

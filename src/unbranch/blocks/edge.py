@@ -41,9 +41,10 @@ class ScaledFilter(nn.Module):
 
 def edge_oriented(spec: ConvSpec, widen: float) -> Sum:
     """3x3, 1x1 -> 3x3, and 1x1 -> Sobel and Laplacian filters, none with a norm."""
-    if spec.kernel != (3, 3) or spec.groups != 1 or spec.dilation != (1, 1) or spec.padding_mode != "zeros":
+    if spec.kernel != (3, 3) or spec.groups != 1 or spec.dilation != (1, 1):
+        size = "x".join(map(str, spec.kernel))
         raise ValueError(
-            f"an edge-oriented block is 3x3, undivided, undilated and pads with zeros, got {spec}"
+            f"an edge-oriented block is 3x3, undivided and undilated, not {size} in {spec.groups} groups with dilation {spec.dilation}"
         )
     middle = max(1, round(widen * spec.out_channels))
     inner = replace(spec, out_channels=middle, stride=(1, 1))

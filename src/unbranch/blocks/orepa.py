@@ -21,18 +21,16 @@ class Squeezed(Branches):
 
     def __init__(self, spec: ConvSpec) -> None:
         super().__init__()
-        if spec.padding_mode != "zeros":
-            raise ValueError(f"padding_mode={spec.padding_mode!r}: OREPA's kernels pad with zeros")
         self.spec = spec
         self.dense, self.pointwise = _kernel(spec, spec.kernel), _kernel(spec, (1,) * spec.dims)
         self.first, self.second = _kernel(spec, (1,) * spec.dims, inner=True), _kernel(spec, spec.kernel)
         self.averaged = _kernel(spec, (1,) * spec.dims)
         self.scales = nn.Parameter(torch.full((4, spec.out_channels), 0.5))
-        self.pad = pad_layer("zeros", spec.padding)
+        self.pad = pad_layer(spec.padding_mode, spec.padding)
         self.norm = spec.norm(spec.out_channels)
 
     def kernel(self) -> Affine:
-        """The sum of the branches, as one map; differentiable."""
+        """The sum of the branches as a kernel, whatever the padding holds; differentiable."""
         spec = self.spec
         mean = self.dense.new_full((spec.out_channels, 1, 1, *spec.kernel), 1 / prod(spec.kernel))
         branches = [
@@ -85,7 +83,7 @@ class OREPABlock(Block):
     """y = act(norm((sum_b s_b w_b) * x)), the branches squeezed into one kernel at every step  (Hu et al., OREPA, CVPR 2022,
     arXiv:2204.00826).
 
-    Shapes: (N, in_channels, *size) -> (N, out_channels, *ceil(size / stride)). Raises ValueError for padding modes.
+    Shapes: (N, in_channels, *size) -> (N, out_channels, *ceil(size / stride)).
 
     >>> OREPABlock(4, 8)(torch.ones(1, 4, 7, 5)).shape
     torch.Size([1, 8, 7, 5])
