@@ -217,3 +217,47 @@ def test_a_value_filled_with_its_own_size_is_left_alone() -> None:
     assert [place.becomes for place in report.folded] == ["conv 3x3 3->4"]
     for image in (x, torch.randn(2, 3, 30, 7, dtype=torch.float64)):
         assert fold_error(folded.module()(image), net(image)) <= 1e-10
+
+
+class Shifts(nn.Module):
+    """Numbers per channel, last, which only a dense matrix could hold in one op."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.shift = nn.Parameter(torch.randn(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ((x.relu() + self.shift) * 2 - 1).relu()
+
+
+@pytest.mark.parametrize("core", [False, True])
+def test_scales_of_many_channels_become_no_matrix(core: bool) -> None:
+    few, many = (torch.export.export(Shifts(c), (torch.randn(2, 7, 7, c),)) for c in (4, 512))
+    if core:
+        few, many = few.run_decompositions(), many.run_decompositions()
+    assert not explain_exported(many).changed
+    report = explain_exported(few)
+    assert report.changed
+    assert report.after.multiply_adds == 2 * 7 * 7 * 4 * 4
+    assert report.folded[0].after.parameters == 4 * 4 + 4
+
+
+def test_a_program_that_counts_its_calls_is_verified() -> None:
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+            self.calls: Tensor
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls.add_(1)
+            return self.body(x) * self.calls
+
+    sizes = ({0: Dim("batch", max=64), 2: Dim("height", min=8, max=64)},)
+    program = torch.export.export(Counting().eval(), (torch.randn(2, 3, 9, 9),), dynamic_shapes=sizes)
+    folded, report = reparameterize_exported(program)
+    certificate = verify_exported(program, folded, report=report)
+    assert certificate, str(certificate)
+    assert len(certificate.checks) > 1
+    assert not program.state_dict["calls"]

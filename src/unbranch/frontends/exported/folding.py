@@ -15,7 +15,8 @@ from unbranch.fold.facts import Fact
 from unbranch.fold.interpret import Interpretation, interpret
 from unbranch.fold.plan import Plan, plan
 from unbranch.fold.report import Folded, Refused, Report, Totals
-from unbranch.fold.totals import totals, totals_of_map
+from unbranch.fold.totals import totals
+from unbranch.frontends.dense import dense_work, totals_written
 from unbranch.frontends.exported.placing import Place, find
 from unbranch.frontends.exported.reading import read_program
 from unbranch.frontends.exported.sizes import Numbers
@@ -49,8 +50,8 @@ class Folding:
         for place in self.places:
             inside = totals(graph, [graph.nodes[i] for i in place.fact.members], self._parameters(place.gone))
             removed = replace(inside, ops=inside.ops - len(place.moves))
-            added = totals_of_map(place.fact)
-            added = replace(added, ops=added.ops + (work_beside(self.reading, False, place.fact) > 0))
+            added = totals_written(place.fact)
+            added = replace(added, ops=added.ops + (padding_beside(self.reading, place.fact) > 0))
             after = after + Totals(
                 added.ops - removed.ops, added.multiply_adds - removed.multiply_adds, added.parameters
             )
@@ -184,15 +185,20 @@ def _selected(where: Where, nodes: Sequence[Node]) -> bool:
 
 
 def work_beside(reading: Reading, core: bool, fact: Fact) -> float:
-    """What ops beside the convolution cost: a padding that torch's op cannot do itself; the views around a core matrix product.
+    """What is done beside the map's own work: a padding, or the zeros of a dense matrix and, in a core program, the views around it.
 
-    It is one more than they cost where they stand already, so that they are not done again.
+    Views cost one, so that they are not written again where they stand already.
     """
-    g, shape = fact.geometry, reading.graph.values[fact.source].shape
-    if g.rank == 0:
-        return float(core and len(shape) > 2)
+    if fact.geometry.rank == 0:
+        return dense_work(fact) + (core and len(reading.graph.values[fact.source].shape) > 2)
+    return padding_beside(reading, fact)
+
+
+def padding_beside(reading: Reading, fact: Fact) -> float:
+    """What a padding costs that torch's op cannot do itself: one more than where it stands already, so that it is not done again."""
+    g = fact.geometry
     zeros = g.mode == "zeros" or not g.is_padded
-    if g.transposed or (zeros and native_padding(g) is not None):
+    if g.rank == 0 or g.transposed or (zeros and native_padding(g) is not None):
         return 0.0
     return padding_work(reading.graph, fact) + 1
 

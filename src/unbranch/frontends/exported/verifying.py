@@ -58,7 +58,7 @@ def verify_exported(
     else:
         args, kwargs = before.example_inputs
     first, second = _runnable(before), _runnable(after)
-    others = None if sizes is not None else [*_other_sizes(before, first, args, kwargs)]
+    others = None if sizes is not None else [*_other_sizes(before, args, kwargs)]
     certificate = verify_modules(first, second, args, kwargs, sizes, None, others)
     if others == []:
         certificate = replace(
@@ -81,14 +81,18 @@ def _runnable(program: ExportedProgram) -> GraphModule:
 
 
 def _other_sizes(
-    program: ExportedProgram, run: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
+    program: ExportedProgram, args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> Iterator[tuple[Any, Any]]:
-    """The inputs at other values of the program's symbols: the first that it takes."""
+    """The inputs at other values of the program's symbols: the first that it takes.
+
+    They are tried on a copy of its own, for a program may count its calls.
+    """
     specs = zip(program.graph.nodes, program.graph_signature.input_specs, strict=False)
     placeholders = [node for node, spec in specs if spec.kind is InputKind.USER_INPUT]
     numbers = Numbers(placeholders)
     if numbers.is_static:
         return
+    run = _runnable(program)
     for change in CHANGES:
         other = Numbers(placeholders)
         for i, (symbol, number) in enumerate(numbers.symbols.items()):

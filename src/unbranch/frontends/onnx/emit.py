@@ -13,6 +13,7 @@ from torch import Tensor
 from unbranch.affine import ELEMENT, Affine, Geometry, NotLinear
 from unbranch.fold.facts import Fact
 from unbranch.fold.graph import Graph
+from unbranch.frontends.dense import dense_work
 from unbranch.frontends.padding import padding_work
 from unbranch.ops import Reshape
 
@@ -61,8 +62,7 @@ def extra_work(graph: Graph, fact: Fact) -> float:
     if g.is_diagonal:
         return _of_sum(elements) if fact.axis != 1 and g.biased else 0.0
     if not g.rank:
-        dense = elements * (g.in_channels - g.in_channels // g.groups)
-        return dense + (_of_sum(elements) if ndim_of(fact) > 2 and g.biased else 0.0)
+        return dense_work(fact) + (_of_sum(elements) if ndim_of(fact) > 2 and g.biased else 0.0)
     if (g.mode != "zeros" and g.is_padded) or (not g.transposed and g.is_cropped):
         return padding_work(graph, fact)
     return 0.0

@@ -17,6 +17,7 @@ from unbranch.fold.interpret import Interpretation, interpret
 from unbranch.fold.plan import Plan, plan
 from unbranch.fold.report import Folded, Refused, Report, Totals
 from unbranch.fold.totals import totals, totals_of_map
+from unbranch.frontends.dense import totals_written
 from unbranch.frontends.onnx.checking import check_model, name_of
 from unbranch.frontends.onnx.constants import Free, find_free
 from unbranch.frontends.onnx.emit import check_emittable, kind_of
@@ -57,7 +58,8 @@ class Folding:
             place, weights, made = self._place(fact), self._weights(fact), writer.write(fact)
             inside = totals(reading.graph, [reading.graph.nodes[i] for i in fact.members], weights)
             removed = replace(inside, ops=inside.ops - len(fact.pending))
-            added = replace(totals_of_map(fact), ops=made)
+            dense = not fact.geometry.is_diagonal
+            added = replace(totals_written(fact) if dense else totals_of_map(fact), ops=made)
             after = after + Totals(added.ops - removed.ops, added.multiply_adds - removed.multiply_adds)
             folded.append(Folded(place, str(fact.geometry), kind_of(fact), removed, added, name))
         spared = writer.finish()
