@@ -107,7 +107,9 @@ def test_output_is_checked_before_the_work(folder: Path, monkeypatch: pytest.Mon
     [
         (["--input-size", "large"], "write 224"),
         (["--input-size", "5x30x30"], "the model does not take it"),
+        (["--input-size", "999999999x999999999"], "cannot be made"),
         (["--option", "width"], "write name=value"),
+        (["--runtime", "abacus"], "runtime='abacus'"),
         (["--option", "depth=3"], "could not be built: TypeError"),
         (["--cost", "nothing"], "cost='nothing'"),
         (["--trust", "blind"], "trust='blind'"),

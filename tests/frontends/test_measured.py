@@ -66,3 +66,5 @@ def test_unknown_costs_and_runtimes(pair: nn.Module, x: Tensor) -> None:
         unbranch.reparameterize(pair, x, cost="guess")
     with pytest.raises(ValueError, match="none of torch, onnxruntime, openvino"):
         unbranch.reparameterize(pair, x, cost="measure", runtime="abacus")
+    with pytest.raises(ValueError, match="none of torch, onnxruntime, openvino"):
+        unbranch.reparameterize(pair, x, runtime="abacus")

@@ -22,7 +22,12 @@ def examples(model: nn.Module, sizes: Sequence[str] | None, batch: int | None = 
     guessed = list(guesses(model))
     if sizes:
         shapes = [shape(text, guessed[0].shape if guessed else None) for text in sizes]
-        tensors = tuple(_draw(_batched(one, batch), _dtype(guessed), model) for one in shapes)
+        try:
+            tensors = tuple(_draw(_batched(one, batch), _dtype(guessed), model) for one in shapes)
+        except RuntimeError as error:  # more than there is memory for
+            raise InputError(
+                f"--input-size {' '.join(sizes)}: cannot be made: {first_line(error)}"
+            ) from error
         why = _why_not(model, tensors)
         if why:
             raise InputError(f"--input-size {' '.join(sizes)}: the model does not take it: {why}")

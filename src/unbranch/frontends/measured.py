@@ -154,11 +154,12 @@ def costs_of(
     Raises:
         ValueError: an unknown cost or runtime.
     """
+    clock = clock_of(runtime)
     if cost == "work":
         return WorkCosts(graph, extra, made)
     if cost != "measure":
         raise ValueError(f"cost={cost!r} is neither 'work' nor 'measure'")
-    return MeasuredCosts(graph, clock_of(runtime))
+    return MeasuredCosts(graph, clock)
 
 
 def _layer(geometry: Geometry, dtype: torch.dtype) -> nn.Module:

@@ -55,6 +55,18 @@ def test_external_data_stays_external(model: onnx.ModelProto, tmp_path: Path) ->
     assert verify_onnx(load_onnx(path), load_onnx(tmp_path / "out.onnx"))
 
 
+def test_small_external_tensors_are_written_while_they_are_read(
+    model: onnx.ModelProto, tmp_path: Path
+) -> None:
+    given = load_onnx(save_external(model, tmp_path))
+    read = [value.const_value.numpy() for value in given.graph.initializers.values() if value.const_value]
+    assert min(array.nbytes for array in read) < 256 < max(array.nbytes for array in read)
+    after, report = reparameterize_onnx(given)
+    assert verify_onnx(given, after, report=report)
+    save_onnx(given, tmp_path / "net.onnx")
+    assert verify_onnx(load_onnx(tmp_path / "net.onnx"), after)
+
+
 def test_a_model_may_be_written_over_itself(model: onnx.ModelProto, tmp_path: Path) -> None:
     path = save_external(model, tmp_path)
     save_onnx(load_onnx(path), tmp_path / "net.onnx")

@@ -82,6 +82,8 @@ def test_a_model_that_does_not_run_is_an_error_before_and_a_failure_after() -> N
     )
     with pytest.raises(OnnxError, match="pass example_inputs"):
         verify_onnx(broken, broken)
+    with pytest.raises(OnnxError, match="before folding does not run at 2x5x7x9"):
+        verify_onnx(model, model, torch.zeros(2, 5, 7, 9))
 
 
 def test_an_output_that_depends_on_no_size_is_compared_too(generator: torch.Generator) -> None:

@@ -16,6 +16,9 @@ from unbranch.frontends.onnx.errors import OnnxError, first_line, root_of
 _EXTERNAL = "unbranch.external"
 """Where a model in memory remembers that its data lay beside the file."""
 
+MOST_SMALL_BYTES = 256
+"""Tensors of so many bytes lie in the model whatever the others do."""
+
 MOST_BYTES = 2**31 - 2**20
 """A protocol buffer holds less than 2 GiB; larger models need external data."""
 
@@ -62,13 +65,29 @@ def save_onnx(model: onnx.ModelProto | ir.Model, path: str | Path) -> None:
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
         temporary = Path(folder) / path.name
         try:
-            ir.save(ours, temporary, format="protobuf", external_data=data if external else None)
+            _take_in_small(ours)
+            ir.save(
+                ours,
+                temporary,
+                format="protobuf",
+                external_data=data if external else None,
+                size_threshold_bytes=MOST_SMALL_BYTES,
+            )
         except OSError as error:
             raise OnnxError(f"{path}: it cannot be written: {error}") from error
         written = Path(folder) / data
         if written.exists():
             os.replace(written, path.parent / data)
         os.replace(temporary, path)
+
+
+def _take_in_small(model: ir.Model) -> None:
+    """Small tensors lie in the model itself; the file they came from stays open for whoever still reads it."""
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            tensor = value.const_value
+            if isinstance(tensor, ir.ExternalTensor) and tensor.nbytes <= MOST_SMALL_BYTES:
+                value.const_value = ir.Tensor(tensor.numpy().copy(), dtype=tensor.dtype, name=tensor.name)
 
 
 def is_external(model: ir.Model) -> bool:

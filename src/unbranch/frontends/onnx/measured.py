@@ -33,14 +33,14 @@ def costs_of(cost: str, runtime: str, model: ir.Model, reading: Reading, sweep: 
     Raises:
         ValueError: an unknown cost, or a runtime that runs no ONNX files.
     """
+    if runtime not in RUNTIMES:
+        raise ValueError(f"runtime={runtime!r} runs no ONNX files: {', '.join(RUNTIMES)}")
     if cost == "work":
         return WorkCosts(
             reading.graph, partial(extra_work, reading.graph), partial(nodes_written, reading.graph)
         )
     if cost != "measure":
         raise ValueError(f"cost={cost!r} is neither 'work' nor 'measure'")
-    if runtime not in RUNTIMES:
-        raise ValueError(f"runtime={runtime!r} runs no ONNX files: {', '.join(RUNTIMES)}")
     return MeasuredCosts(model, reading, sweep, RUNTIMES[runtime])
 
 
