@@ -105,12 +105,15 @@ def reparameterize_(
 
     Raises:
         ValueError: as `reparameterize`, and where the root module itself would have to be replaced; nothing is changed then.
+        TypeError: ``module`` is no module: programs and files are folded into new ones.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8)).eval()
         >>> reparameterize_(net, torch.zeros(1, 3, 9, 9)).changed, net(torch.zeros(1, 3, 5, 5)).shape
         (True, torch.Size([1, 8, 3, 3]))
     """
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"a {type(module).__name__} is not folded in place: use reparameterize")
     options = _options(where, cost, runtime)
     return modules.reparameterize_in_place(module, example_inputs, trust=trust, **options)
 
