@@ -51,6 +51,8 @@ REFUSED: list[tuple[str, list[Any], dict[str, Any], str]] = [
         {},
         "constant is not finite",
     ),
+    ("aten.mul.Tensor", [X, torch.tensor(2j)], {}, "a constant of torch.complex"),
+    ("aten.div.Tensor", [X, torch.tensor(2j)], {}, "a constant of torch.complex"),
     ("aten.flatten.using_ints", [Operand(())], {}, "without axes"),
     ("aten.squeeze.dim", [Operand(()), 0], {}, "without axes"),
     ("aten.transpose.int", [Operand(()), 0, -1], {}, "without axes"),

@@ -85,9 +85,15 @@ def quotient(a: Any, b: Any) -> ScaleShift:
     """``a / b`` with a constant ``b``."""
     if isinstance(b, Operand):
         raise NotLinear("a division by a value")
+    _check_real(b)
     if not b.is_meta and bool((b == 0).any()) if isinstance(b, Tensor) else b == 0:
         raise NotLinear("a division by zero")
     return scaled(operand(a, "the dividend"), 1.0 / (b.double() if isinstance(b, Tensor) else b))
+
+
+def _check_real(number: Any) -> None:
+    if isinstance(number, Tensor) and number.is_complex():
+        raise NotLinear(f"a constant of {number.dtype}")
 
 
 def _constant(number: Any, value: Operand) -> tuple[int | None, Tensor]:
@@ -95,6 +101,7 @@ def _constant(number: Any, value: Operand) -> tuple[int | None, Tensor]:
         if not isinstance(number, int | float) or not isfinite(number):
             raise NotLinear(f"the constant {number}")
         return None, torch.full((1,), float(number), dtype=torch.float64)
+    _check_real(number)
     return along_axis(finite(number, "the constant"), value.shape)
 
 
