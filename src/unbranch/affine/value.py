@@ -68,7 +68,9 @@ class Affine:
         cls, weight: Float[Tensor, "groups out in"], bias: Tensor | None = None, rank: int = 2
     ) -> Self:
         """The 1x1 map of a matrix per group."""
-        return cls(weight.reshape(*weight.shape, *(1,) * rank), bias, (1,) * rank, ((0, 0),) * rank, (1,) * rank)
+        return cls(
+            weight.reshape(*weight.shape, *(1,) * rank), bias, (1,) * rank, ((0, 0),) * rank, (1,) * rank
+        )
 
     @classmethod
     def diagonal(cls, scale: Float[Tensor, " channels"], shift: Tensor | None = None, rank: int = 2) -> Self:
