@@ -107,3 +107,8 @@ def test_the_error_of_a_fold() -> None:
     assert fold_error(torch.tensor([1.0]), torch.tensor([inf])) == inf
     assert fold_error(torch.zeros(2, 3), torch.zeros(3, 2)) == inf
     assert fold_error(torch.zeros(0, 3), torch.zeros(0, 3)) == 0.0
+
+
+def test_complex_outputs_differ_in_either_part() -> None:
+    assert fold_error(torch.tensor(1 + 5j), torch.tensor(1 + 1j)) == 4.0
+    assert fold_error(torch.tensor(1 + 1j).conj(), torch.tensor(1 - 1j)) == 0.0

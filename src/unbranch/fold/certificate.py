@@ -1,7 +1,7 @@
 """The certificate of a fold: before and after run on the same inputs, and how far apart their outputs are."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import torch
@@ -22,15 +22,20 @@ def fold_error(after: Tensor, before: Tensor) -> float:
         return float("inf")
     if before.numel() == 0:
         return 0.0
-    a, b = after.detach().cpu().double(), before.detach().cpu().double()
+    a, b = (_real(tensor.detach().cpu()).double() for tensor in (after, before))
     gap = torch.where(a == b, 0.0, (a - b).abs()).nan_to_num(nan=float("inf"), posinf=float("inf"))
     gap = torch.where(a.isnan() & b.isnan(), 0.0, gap)
     finite = b[b.isfinite()].abs()
     return float(gap.max()) / max(1.0, float(finite.max()) if finite.numel() else 1.0)
 
 
+def _real(tensor: Tensor) -> Tensor:
+    """Real and imaginary parts side by side, where there are both."""
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+
+
 def tensors_in(tree: Any, path: str = "output") -> Iterator[tuple[str, Tensor]]:
-    """Every tensor in nested outputs with its path, such as ``output[0]['boxes']``."""
+    """Every tensor in nested outputs with its path, such as ``output[0]['boxes']`` or ``output.logits``."""
     if isinstance(tree, Tensor):
         yield path, tree
     elif isinstance(tree, dict):
@@ -39,6 +44,9 @@ def tensors_in(tree: Any, path: str = "output") -> Iterator[tuple[str, Tensor]]:
     elif isinstance(tree, list | tuple):
         for position, item in enumerate(tree):
             yield from tensors_in(item, f"{path}[{position}]")
+    elif is_dataclass(tree) and not isinstance(tree, type):
+        for part in fields(tree):
+            yield from tensors_in(getattr(tree, part.name), f"{path}.{part.name}")
 
 
 @dataclass(frozen=True)
