@@ -174,8 +174,9 @@ class _Planner:
                 fact = self._widest(output, settled)
                 if fact is None:
                     continue
-                settled |= fact.members
-                result.regions.extend(self._best(fact).regions)
+                regions = self._best(fact).regions
+                settled = settled.union({node.index}, *(region.members for region in regions))
+                result.regions.extend(regions)
         placed = {id(fact) for fact in result.regions}
         covered = frozenset().union(*(fact.members for fact in result.regions))
         told = [(f, why) for f, why in self.refused.values() if why and id(f) not in placed]
