@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from math import isfinite
 from typing import Any, TypeAlias
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from unbranch.fold.certificate import TOLERANCES, Certificate, Check, fold_error, tensors_in
+from unbranch.fold.keeping import attributes_kept, buffers_kept, copied
 from unbranch.fold.report import Report
 
 Sizes: TypeAlias = Sequence[Sequence[int]] | None
@@ -32,6 +34,23 @@ ROUNDING = 4.0
 """How many times the network's own rounding error two correct evaluations of it may differ."""
 
 
+def outputs_of(run: Run, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors that one run returns. What it writes to its inputs and its buffers, it writes to copies, or it is put back."""
+    with torch.no_grad(), _kept(run):
+        made = dict(tensors_in(run(*copied(args), **copied(kwargs))))
+        own = {b.data_ptr() for b in run.buffers()} if isinstance(run, nn.Module) else set()
+        return {path: t.clone() if t.data_ptr() in own else t for path, t in made.items()}
+
+
+@contextmanager
+def _kept(run: Run) -> Iterator[None]:
+    if not isinstance(run, nn.Module):
+        yield
+        return
+    with attributes_kept(run), buffers_kept(run):
+        yield
+
+
 def compare(
     before: Run,
     after: Run,
@@ -45,9 +64,7 @@ def compare(
     ``stored`` is the dtype of the weights where they run in a wider one. ``exact`` holds the outputs of ``before`` in float64: where
     rounding alone moves an output by more than the limit, the limit is `ROUNDING` times that.
     """
-    with torch.no_grad():
-        expected = dict(tensors_in(before(*args, **kwargs)))
-        found = dict(tensors_in(after(*args, **kwargs)))
+    expected, found = outputs_of(before, args, kwargs), outputs_of(after, args, kwargs)
     size = _size_of(args, kwargs)
     checks = []
     for path in dict.fromkeys([*expected, *found]):
@@ -104,8 +121,7 @@ def verify_modules(
     try:
         wide_before, wide_after = copy.deepcopy(before).double(), copy.deepcopy(after).double()
         for position, (some, named) in enumerate(inputs):
-            with torch.no_grad():
-                exact[position] = dict(tensors_in(wide_before(*_double(some), **_double(named))))
+            exact[position] = outputs_of(wide_before, _double(some), _double(named))
             if stored is not torch.float64:
                 wide += _wide(before, wide_before, wide_after, (some, named), stored, exact[position])
         if report is not None:
@@ -171,8 +187,7 @@ def _other_inputs(
         if _size_of(*other) == _size_of(args, kwargs):
             continue
         try:
-            with torch.no_grad():
-                before(*other[0], **other[1])
+            outputs_of(before, *other)
         except RUN_ERRORS as error:
             reason = _first_line(error)
             continue
@@ -248,8 +263,7 @@ def _outputs_at(
     modules = dict(model.named_modules(remove_duplicate=False))
     handles = [modules[path].register_forward_hook(catching(path)) for path in paths if path in modules]
     try:
-        with torch.no_grad():
-            model(*args, **kwargs)
+        outputs_of(model, args, kwargs)
     finally:
         for handle in handles:
             handle.remove()

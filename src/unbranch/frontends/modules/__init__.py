@@ -9,7 +9,8 @@ from unbranch.frontends.modules.folding import (
 from unbranch.frontends.modules.frames import StandIn
 from unbranch.frontends.modules.guards import unwrap
 from unbranch.frontends.modules.inputs import ExampleInputs, arguments
-from unbranch.frontends.modules.recorder import Recording, record
+from unbranch.frontends.modules.recorder import record
+from unbranch.frontends.modules.recording import Recording
 from unbranch.frontends.modules.whole import to_affine, to_convolution
 
 __all__ = [

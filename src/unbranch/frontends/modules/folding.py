@@ -15,13 +15,15 @@ from unbranch.fold.graph import Graph
 from unbranch.fold.interpret import interpret
 from unbranch.fold.plan import Plan, plan
 from unbranch.fold.report import Folded, Refused, Report, Totals
-from unbranch.fold.totals import totals, totals_of_map
+from unbranch.fold.totals import totals
+from unbranch.frontends.dense import dense_work, totals_written
 from unbranch.frontends.measured import costs_of
 from unbranch.frontends.modules.emit import native_padding
 from unbranch.frontends.modules.frames import common_frame
 from unbranch.frontends.modules.guards import check_foldable, uncollected, unwrap
 from unbranch.frontends.modules.inputs import ExampleInputs, arguments, guesses, one_sample
-from unbranch.frontends.modules.recorder import Recording, record
+from unbranch.frontends.modules.recorder import record
+from unbranch.frontends.modules.recording import Recording
 from unbranch.frontends.modules.rewriting import TRACING_ERRORS, Rewriter
 from unbranch.frontends.modules.sites import Finder, Signature, Site
 from unbranch.frontends.modules.trees import lent_copy, settled
@@ -114,7 +116,7 @@ def prepare(
     rewriter = Rewriter(model, args, kwargs, recording)
     finder = Finder(recording, trusting=trust == "observed")
     graph = recording.graph
-    beside = partial(_padding_cost, graph)
+    beside = partial(_work_beside, graph)
     costs = costs_of(cost, runtime, graph, beside, lambda fact: _ops_made(fact) + len(fact.pending))
 
     def check(facts: Sequence[Fact]) -> dict[int, str]:
@@ -187,9 +189,9 @@ def _pads_beside(geometry: Geometry) -> bool:
     return g.rank > 0 and not g.transposed and not (zeros and native_padding(g) is not None)
 
 
-def _padding_cost(graph: Graph, fact: Fact) -> float:
-    """What padding beside the convolution moves."""
-    return padding_work(graph, fact) if _pads_beside(fact.geometry) else 0.0
+def _work_beside(graph: Graph, fact: Fact) -> float:
+    """What padding beside the convolution moves, or the zeros between a dense matrix' groups multiply."""
+    return padding_work(graph, fact) if _pads_beside(fact.geometry) else dense_work(fact)
 
 
 def _ops_made(fact: Fact) -> int:
@@ -234,7 +236,7 @@ def _site_totals(site: Site, recording: Recording) -> tuple[Totals, Totals]:
         if p is not None
     }
     removed = totals(recording.graph, site.removed(recording.graph.nodes), sum(owned.values()))
-    return removed, replace(totals_of_map(site.fact), ops=_ops_made(site.fact))
+    return removed, replace(totals_written(site.fact), ops=_ops_made(site.fact))
 
 
 @uncollected()

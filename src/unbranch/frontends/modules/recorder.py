@@ -2,13 +2,13 @@
 
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from typing import Any, no_type_check
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.modules.module import (
     _global_forward_hooks_with_kwargs,
@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from unbranch.fold.graph import Graph, Node
+from unbranch.fold.keeping import Writes, attributes_kept
 from unbranch.frontends.modules.frames import Frame
 from unbranch.frontends.modules.guards import uncollected
 from unbranch.frontends.modules.numbers import (
@@ -31,6 +32,7 @@ from unbranch.frontends.modules.numbers import (
     place_of,
     plain,
 )
+from unbranch.frontends.modules.recording import Recording
 from unbranch.frontends.modules.torch_calls import (
     FILLS,
     READ_BACK,
@@ -38,6 +40,8 @@ from unbranch.frontends.modules.torch_calls import (
     THROUGH_VIEWS,
     arranges,
     bounds,
+    cuts,
+    grows,
     written,
 )
 from unbranch.frontends.modules.trees import attributes_of, leaves, replaced, tensors_of
@@ -46,22 +50,6 @@ from unbranch.ops import Operand
 LEAKED = "it is given a number, or a constant, that was read from the input"
 
 ViewKey = tuple[int, tuple[int, ...], tuple[int, ...], torch.dtype]
-
-
-@dataclass
-class Recording:
-    """The graph of one run, its root call, the call each node ran in, and each module's calls.
-
-    ``modules`` holds every module once, with its path; ``reads``, by the ``id`` of a parameter or buffer, the calls that read it and
-    whose module does not own it.
-    """
-
-    graph: Graph
-    root: Frame
-    frames: list[Frame] = field(default_factory=list)
-    calls: dict[int, list[Frame]] = field(default_factory=lambda: defaultdict(list))
-    reads: dict[int, set[Frame | None]] = field(default_factory=lambda: defaultdict(set))
-    modules: list[tuple[str, nn.Module]] = field(default_factory=list)
 
 
 unseen = torch._C.DisableTorchFunction
@@ -87,26 +75,6 @@ def _recorded(recorder: "Recorder", args: Sequence[Any], kwargs: dict[str, Any])
         recorder.keep([args, kwargs, *model.parameters(), *model.buffers()])
     recorder.recording.graph.forget_views(THROUGH_VIEWS)
     return recorder.recording
-
-
-@contextmanager
-def attributes_kept(
-    model: nn.Module, stored: Callable[[nn.Module, list[Any]], None] = lambda module, values: None
-) -> Iterator[None]:
-    """Undo what a forward stores on its modules; a value that it stores there is one that somebody reads."""
-    before = [(module, dict(module.__dict__), dict(module._buffers)) for module in model.modules()]
-    try:
-        yield
-        for module, attributes, _ in before:
-            stored(
-                module, [value for key, value in module.__dict__.items() if attributes.get(key) is not value]
-            )
-    finally:
-        for module, attributes, buffers in before:
-            module.__dict__.clear()
-            module.__dict__.update(attributes)
-            module._buffers.clear()
-            module._buffers.update(buffers)
 
 
 class _Dispatch(TorchDispatchMode):
@@ -150,15 +118,23 @@ class Recorder:
         self.slices: dict[int, tuple[int, int, int | None]] = {}
         self.memory: dict[StorageWeakRef, dict[ViewKey, int]] = defaultdict(dict)
         self.owned = {id(tensor) for tensor in tensors}
+        self.hooked = {id(module) for _, module in modules if module._forward_hooks}
 
     def run(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """The model's output."""
         graph = self.recording.graph
         for tensor in tensors_of((args, kwargs)):
             self._name(tensor, graph.value(tensor.shape, tensor.dtype))
+        model = self.model
+        self.writes = Writes(lambda: [*tensors_of((args, kwargs)), *model.parameters(), *model.buffers()])
         with ExitStack() as stack:
+            stack.callback(self.writes.undo)
             stack.callback(register_module_forward_pre_hook(self._enter).remove)
-            leaving = register_module_forward_hook(self._leave, with_kwargs=True, always_call=True)
+            for _, module in self.recording.modules:
+                if id(module) in self.hooked:  # what its hooks do is part of the call
+                    last = module.register_forward_hook(self._leave, with_kwargs=True, always_call=True)
+                    stack.callback(last.remove)
+            leaving = register_module_forward_hook(self._leave_unhooked, with_kwargs=True, always_call=True)
             # A handle forgets this one when it is removed, and torch.compile would go on to warn of a hook.
             stack.callback(_global_forward_hooks_with_kwargs.pop, leaving.id, None)
             stack.callback(leaving.remove)
@@ -204,6 +180,10 @@ class Recorder:
     def _enter(self, module: nn.Module, args: Any) -> None:
         with unseen():
             self._entered(module, args)
+
+    def _leave_unhooked(self, module: nn.Module, args: Any, *rest: Any) -> None:
+        if id(module) not in self.hooked:
+            self._leave(module, args, *rest)
 
     def _leave(self, module: nn.Module, args: Any, *rest: Any) -> None:
         """``rest`` is the arguments by name and the output, or less where the forward raised."""
@@ -273,12 +253,24 @@ class Recorder:
         if func in READ_BACK and self.values_in(args):
             self.doubt("it reads a value back into Python")
             self.keep(args)
+        if func is Tensor.__getitem__ and isinstance(result, Tensor) and cuts(args[1]):
+            self._uncut(args[0], result)
         if func in SIZES and not (self.stack and self.stack[-1].is_torch) and self.values_in(args[0]):
             if self.plain_sizes:
                 self.doubt(READ)
                 return result
             return self._sized(result)
         return result
+
+    def _uncut(self, value: Tensor, result: Tensor) -> None:
+        """A slice that took everything made no op; of a larger input it takes a part."""
+        known = self.value_of(value)
+        if known is not None and known == self.value_of(result):
+            graph = self.recording.graph
+            fresh = graph.value(result.shape, result.dtype)
+            reason = "a slice that happens to take everything"
+            self._append("slice", ([graph.values[known]], {}), [fresh], reason)
+            self._name(result, fresh)
 
     def _sized(self, result: Any) -> Any:
         if isinstance(result, tuple):
@@ -298,6 +290,7 @@ class Recorder:
         targets = written(func, args, kwargs)
         if any(id(tensor) in self.owned for tensor in targets):
             self.doubt("it writes to a parameter or a buffer")
+        self.writes.expect(targets)
         result = func(*args, **kwargs)
         outputs = list(tensors_of(result))
         if not outputs or not (self.by_size or any(isinstance(leaf, Operand) for leaf in leaves(traced))):
@@ -317,6 +310,7 @@ class Recorder:
         graph = self.recording.graph
         if self.by_size and not arranges(spelling, traced):
             reason = reason or "an argument is computed from the input's size"
+        reason = reason or (None if self.by_size else grows(spelling, traced))
         traced = replaced(traced, self._snapshot)
         node = graph.call(spelling, traced[0], traced[1], values, reason)
         frame = self.stack[-1] if self.stack else self.recording.root
@@ -340,6 +334,11 @@ class Recorder:
 
     def value_of(self, tensor: Tensor) -> int | None:
         """The value that a tensor holds, None for a constant."""
+        if is_functorch_wrapped_tensor(tensor):
+            self.doubt(
+                "it runs within a transform such as torch.vmap, under which values cannot be told apart"
+            )
+            return None
         if tensor.layout is not torch.strided:
             return None
         views = self.memory.get(StorageWeakRef(tensor.untyped_storage()))

@@ -3,7 +3,7 @@
 from unbranch.affine import NotLinear
 from unbranch.fold.facts import Fact
 from unbranch.frontends.modules.frames import Frame
-from unbranch.frontends.modules.recorder import Recording
+from unbranch.frontends.modules.recording import Recording
 
 
 def remainder(frame: Frame, fact: Fact, recording: Recording) -> tuple[tuple[Frame, ...], tuple[Frame, ...]]:

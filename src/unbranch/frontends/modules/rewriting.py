@@ -12,12 +12,13 @@ import torch
 from torch import fx, nn
 from torch.fx.proxy import TraceError
 from torch.nn.modules.module import register_module_forward_pre_hook
-from torch.utils._pytree import tree_map_only
 
 from unbranch.affine import NotLinear
 from unbranch.fold.facts import Fact
+from unbranch.fold.keeping import attributes_kept, buffers_kept, copied
 from unbranch.frontends.modules.frames import Frame
-from unbranch.frontends.modules.recorder import Recorder, Recording, attributes_kept, unseen
+from unbranch.frontends.modules.recorder import Recorder, unseen
+from unbranch.frontends.modules.recording import Recording
 from unbranch.frontends.modules.sites import Site, is_in_place
 
 TRACING_ERRORS = (
@@ -245,12 +246,12 @@ class Rewriter:
             call = pending[id(module)].pop(0)
             if id(call) in wanted:
                 # Lists are copied too: what was handed over may be appended to after the call.
-                caught[id(call)] = tree_map_only(torch.Tensor, torch.Tensor.clone, args)
+                caught[id(call)] = copied(args)
 
         handle = register_module_forward_pre_hook(catch)
         try:
-            with torch.inference_mode(), attributes_kept(self.model):
-                self.model(*self.args, **self.kwargs)
+            with torch.inference_mode(), attributes_kept(self.model), buffers_kept(self.model):
+                self.model(*copied(self.args), **copied(self.kwargs))
         finally:
             handle.remove()
         return caught

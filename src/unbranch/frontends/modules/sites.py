@@ -17,7 +17,7 @@ from unbranch.fold.facts import Fact, unchanged
 from unbranch.fold.graph import Node
 from unbranch.frontends.modules.emit import check_emittable
 from unbranch.frontends.modules.frames import Frame, StandIn, common_frame
-from unbranch.frontends.modules.recorder import Recording
+from unbranch.frontends.modules.recording import Recording
 from unbranch.frontends.modules.remainder import remainder
 from unbranch.frontends.modules.trees import held_elsewhere
 from unbranch.frontends.modules.witness import ends_in_own_layer

@@ -54,6 +54,29 @@ def written(func: Any, args: Any, kwargs: dict[str, Any]) -> list[Tensor]:
     return targets
 
 
+def cuts(index: Any) -> bool:
+    """Indexing that would leave something out of a longer value, though torch makes no op of it where there is nothing to leave out."""
+    items = index if isinstance(index, tuple) else (index,)
+    return any(isinstance(i, slice) and (i.start, i.stop) not in ((None, None), (0, None)) for i in items)
+
+
+def grows(spelling: str, traced: Any) -> str | None:
+    """Why the op may repeat a value of length 1, along the batch or in space; None where it does not."""
+    args = traced[0]
+    if spelling == "aten.expand.default":
+        repeats = any(size > 1 for size in args[1][-len(args[0].shape) :])
+        return "it would repeat an input of length 1" if repeats else None
+    if spelling.removeprefix("aten.").split(".")[0].rstrip("_") not in ("add", "sub", "rsub", "mul", "div"):
+        return None
+    constants = [leaf.shape for leaf in args if isinstance(leaf, Tensor)]
+    long = [tuple(shape) for shape in constants if sum(n > 1 for n in shape) > 1]
+    return (
+        f"a constant of shape {long[0]} is longer than 1 along other axes than the channels'"
+        if long
+        else None
+    )
+
+
 def arranges(spelling: str, traced: Any) -> bool:
     """The op only moves elements, so a size among its arguments is what one expects."""
     try:

@@ -7,7 +7,8 @@ from unbranch.fold.facts import Fact
 from unbranch.fold.interpret import Interpretation, interpret
 from unbranch.frontends.modules.emit import emit
 from unbranch.frontends.modules.guards import check_foldable
-from unbranch.frontends.modules.recorder import Recording, record
+from unbranch.frontends.modules.recorder import record
+from unbranch.frontends.modules.recording import Recording
 
 
 def to_affine(module: nn.Module, example: Tensor) -> Affine:

@@ -9,7 +9,8 @@ import copy
 import torch
 from torch import nn
 
-from unbranch.frontends.modules.recorder import Recording, record
+from unbranch.frontends.modules.recorder import record
+from unbranch.frontends.modules.recording import Recording
 from unbranch.frontends.modules.trees import tensors_of
 from unbranch.ops.convolution import Convolution
 from unbranch.ops.linear import Linear

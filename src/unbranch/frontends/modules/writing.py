@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from unbranch.affine import Affine
 from unbranch.frontends.modules.emit import chain, emit, emptied, parameters
 from unbranch.frontends.modules.frames import Frame
-from unbranch.frontends.modules.recorder import Recording
+from unbranch.frontends.modules.recording import Recording
 from unbranch.frontends.modules.rewriting import Rewriter
 from unbranch.frontends.modules.sites import Site, Step
 from unbranch.frontends.modules.trees import each_module
