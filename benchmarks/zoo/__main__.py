@@ -8,6 +8,7 @@ from benchmarks.zoo import networks, pages, picture
 from benchmarks.zoo.running import read_row, run
 
 FRONT_ENDS = ("module", "exported", "onnx")
+TIMINGS = ("time", "file")
 
 
 def main() -> None:
@@ -27,10 +28,13 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=math.inf, help="begin no row after this time")
     parser.add_argument("--page", action="store_true", help="write the page and the picture whatever was run")
     asked = parser.parse_args()
+    fronts = [front for front in asked.front.split(",") if front]
+    if strange := set(fronts) - {*FRONT_ENDS, *TIMINGS}:
+        parser.error(f"--front {', '.join(sorted(strange))}: there are {', '.join((*FRONT_ENDS, *TIMINGS))}")
     chosen = networks.find() if asked.find else networks.known()
     part, parts = map(int, asked.shard.split("/"))
     chosen = [n for n in chosen if fnmatch.fnmatch(n.key, asked.only)][part - 1 :: parts]
-    for front in asked.front.split(","):
+    for front in fronts:
         some = {"time": changed, "file": multi_branch}.get(front, list)(chosen)
         run(some, [front], asked.again, asked.minutes)
     if asked.front == ",".join(FRONT_ENDS) or asked.page:

@@ -18,6 +18,7 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
+from unbranch.blocks.merged.function import Remembered
 from unbranch.blocks.merged.terms import Term
 
 WORTH_HALVING = 64
@@ -56,6 +57,11 @@ class Fold:
         """The taps of the window that each term's own taps are, term after term; how many each has; how many the window has."""
         shapes = tuple((term.size, tuple(self._margins(term)[-2::-2])) for term in self.terms)
         return _places(shapes, self.size)
+
+    @cached_property
+    def eps(self) -> list[float]:
+        """Of each term's norm."""
+        return [term.norm.eps for term in self.terms]
 
     def parameters(self) -> list[Tensor | None]:
         """Kernel, gamma and beta of each term in turn, None for what it has not."""
@@ -139,15 +145,6 @@ class Folded:
     variance: Tensor
 
 
-@dataclass(frozen=True, eq=False)
-class Kept:
-    """What the way back needs of ``Folded``: S w, or S, from which it follows, and r."""
-
-    spread: Tensor
-    is_covariance: bool
-    inverse: Tensor
-
-
 def fold(how: Fold, mean: Tensor, covariance: Tensor, parameters: Sequence[Tensor | None]) -> Folded:
     """One kernel for patches with this mean (G, D) and covariance (G, D, D); in their dtype."""
     rows = how.rows(parameters, mean)
@@ -158,7 +155,7 @@ def fold(how: Fold, mean: Tensor, covariance: Tensor, parameters: Sequence[Tenso
         shape = (-1, how.bare, -1)
         variance = torch.cat([variance, covariance.diagonal(dim1=1, dim2=2).unsqueeze(1).expand(shape)], 1)
         average = torch.cat([average, mean.unsqueeze(1).expand(shape)], 1)
-    eps = mean.new_tensor([term.norm.eps for term in how.terms])
+    eps = mean.new_tensor(how.eps)
     inverse = torch.rsqrt(variance + eps.unsqueeze(1))
     weight = merge(how, rows, inverse * how.by_term(parameters[1::3], 1.0, mean))
     offset = how.by_term(parameters[2::3], 0.0, mean).sum(1)
@@ -209,7 +206,7 @@ class Gradients:
 def unfold(
     how: Fold,
     parameters: Sequence[Tensor | None],
-    kept: Kept,
+    kept: Remembered,
     kernel_grad: Tensor,
     total: Tensor,
     needed: Sequence[bool],

@@ -1,27 +1,56 @@
 """The merged convolution: its kernel follows from the batch's own moments, and its gradients pass through them."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from unbranch.blocks.merged.fold import Fold, Kept
 from unbranch.blocks.merged.precision import full_precision
-from unbranch.blocks.merged.quick import quick_fold, quick_unfold
-from unbranch.blocks.merged.windows import Windows
 
-Reader = Callable[[Tensor, Tensor | None], Windows]
-"""Windows of a tensor, for a mean that is known already or to be found."""
+
+@dataclass(frozen=True, eq=False)
+class Remembered:
+    """Of a batch's patches, for the way back: their mean m (G, D); S w or S, from which it follows; and r."""
+
+    mean: Tensor
+    spread: Tensor
+    inverse: Tensor
+
+    @property
+    def is_covariance(self) -> bool:
+        """Whether ``spread`` is S (G, D, D); else it is S w (G, terms, O, D)."""
+        return self.spread.ndim == 3
+
+
+@runtime_checkable
+class Road(Protocol):
+    """How a merged convolution is computed of its windows, where x is as the road reads it and y and g are rows (M, C_out)."""
+
+    def forward(
+        self, x: Tensor, y: Tensor, parameters: Sequence[Tensor | None]
+    ) -> tuple[Remembered, Tensor, Tensor]:
+        """w . (p - m) + beta into y; and what the norms saw, the mean and the variance (terms, C_out)."""
+        ...
+
+    def backward(
+        self,
+        x: Tensor,
+        g: Tensor,
+        kept: Remembered,
+        parameters: Sequence[Tensor | None],
+        needed: Sequence[bool],
+    ) -> tuple[Tensor | None, list[Tensor | None]]:
+        """The gradients that are needed, of x and then of each parameter."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """How to read the input, what to fold, and the shape and layout of the output."""
+    """By which road, and the shape and layout of the output."""
 
-    read: Reader
-    how: Fold
+    road: Road
     shape: tuple[int, ...]
     layout: torch.memory_format
 
@@ -37,25 +66,17 @@ class Merged(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, call: Call, *parameters: Tensor | None) -> tuple[Tensor, ...]:
         """Moments, fold, convolution."""
         y = torch.empty(call.shape, dtype=x.dtype, device=x.device, memory_format=call.layout)
+        pixels = y.movedim(1, -1)
+        direct = pixels.is_contiguous()
+        rows = pixels if direct else torch.empty(pixels.shape, dtype=x.dtype, device=x.device)
         with full_precision(x.device):
-            windows = call.read(x, None)
-            covariance = windows.covariance()
-            made = quick_fold(call.how, windows.mean, covariance, parameters)
-            pixels = y.movedim(1, -1)
-            direct = pixels.is_contiguous()
-            rows = (pixels if direct else torch.empty(pixels.shape, dtype=x.dtype, device=x.device)).flatten(
-                0, -2
-            )
-            windows.convolve(made.weight, made.offset, rows)
-            if not direct:
-                pixels.copy_(rows.view(pixels.shape))
-        ctx.mark_non_differentiable(made.mean, made.variance)
-        # S w, or S, from which it follows, where it would be more to keep than a convolution's output.
-        ctx.keeps_covariance = covariance.numel() < made.seen.numel() > y.numel()
-        kept = covariance if ctx.keeps_covariance else made.seen
-        ctx.save_for_backward(x, windows.mean, kept, made.inverse, *parameters)
+            kept, mean, variance = call.road.forward(x, rows.flatten(0, -2), parameters)
+        if not direct:
+            pixels.copy_(rows)
+        ctx.mark_non_differentiable(mean, variance)
+        ctx.save_for_backward(x, kept.mean, kept.spread, kept.inverse, *parameters)
         ctx.call = call
-        return y, made.mean, made.variance
+        return y, mean, variance
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -64,17 +85,10 @@ class Merged(torch.autograd.Function):
             raise RuntimeError(
                 "merged branches have no second derivative: for create_graph=True make the blocks with training='branches'"
             )
-        x, mean, kept, inverse, *parameters = ctx.saved_tensors
-        how: Fold = ctx.call.how
+        x, mean, spread, inverse, *parameters = ctx.saved_tensors
+        needed = (ctx.needs_input_grad[0], *ctx.needs_input_grad[2:])
         g = grads[0].movedim(1, -1).flatten(0, -2)
         with full_precision(x.device):
-            windows = ctx.call.read(x, mean)
-            product, total = (part.to(mean.dtype) for part in windows.kernel_grad(g))
-            needed = (ctx.needs_input_grad[0], *ctx.needs_input_grad[2:])
-            spread = Kept(kept, ctx.keeps_covariance, inverse)
-            found = quick_unfold(how, parameters, spread, product, total, needed, x.dtype)
-            dx = None
-            if (moments := found.moments) is not None:
-                quadratic = moments.covariance.mul_(2 / windows.count)
-                dx = windows.input_grad(g, moments.weight, moments.mean.div_(windows.count), quadratic)
-        return dx, None, *found.parameters
+            kept = Remembered(mean, spread, inverse)
+            dx, found = ctx.call.road.backward(x, g, kept, parameters, needed)
+        return dx, None, *found

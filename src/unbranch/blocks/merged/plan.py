@@ -120,6 +120,8 @@ def _roads(terms: tuple[Term, ...], x: Tensor) -> list[tuple[Road, tuple[Term, .
 
 def _fits(term: Term, window: Term, x: Tensor) -> bool:
     """Whether the term's taps are among the window's, for the same outputs."""
+    if term.weight is not None and term.geometry == window.geometry:
+        return True
     size = tuple(x.shape[2:])
     if term.weight is not None and (term.groups, term.stride) != (window.groups, window.stride):
         return False

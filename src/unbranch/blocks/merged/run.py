@@ -5,9 +5,10 @@ from math import prod
 from torch import Tensor, nn
 
 from unbranch.blocks.merged.fold import Fold
-from unbranch.blocks.merged.function import Call, Merged, Reader
+from unbranch.blocks.merged.function import Call, Merged, Road
 from unbranch.blocks.merged.plan import TrainingPlan
-from unbranch.blocks.merged.windows import Channels, Columns, Depthwise, Rows, Taps
+from unbranch.blocks.merged.roads import Stepwise, Whole, has_kernels
+from unbranch.blocks.merged.windows import Channels, Columns, Rows, Taps
 from unbranch.blocks.pointwise import layout_of, pixels
 from unbranch.ops.batch_norm import track
 
@@ -19,10 +20,10 @@ def run_merged(plan: TrainingPlan, x: Tensor) -> Tensor:
     """
     fold = plan.fold
     assert fold is not None
-    data, read = _windows(plan, fold, x)
+    data, road = _road(plan, fold, x)
     out = fold.terms[0].out_size(tuple(x.shape[2:]))
     shape = (len(x), fold.terms[0].norm.num_features, *out)
-    y, mean, variance = Merged.apply(data, Call(read, fold, shape, layout_of(x)), *fold.parameters())
+    y, mean, variance = Merged.apply(data, Call(road, shape, layout_of(x)), *fold.parameters())
     count = len(x) * prod(out)
     seen = (t.to(x.dtype) for t in (mean, variance.mul_(count / (count - 1))))
     for term, own_mean, own_variance in zip(fold.terms, *seen, strict=True):
@@ -30,8 +31,8 @@ def run_merged(plan: TrainingPlan, x: Tensor) -> Tensor:
     return y
 
 
-def _windows(plan: TrainingPlan, fold: Fold, x: Tensor) -> tuple[Tensor, Reader]:
-    """The tensor that is kept for backward, and how its windows are read."""
+def _road(plan: TrainingPlan, fold: Fold, x: Tensor) -> tuple[Tensor, Road]:
+    """The tensor that is kept for backward, and what is done with it."""
     if plan.road == "depthwise":
         # One axis is two, the first of them of one pixel.
         flat = 4 - x.ndim
@@ -44,15 +45,16 @@ def _windows(plan: TrainingPlan, fold: Fold, x: Tensor) -> tuple[Tensor, Reader]
             before=(*zeros, *fold.before),
             out=(*ones, *fold.terms[0].out_size(tuple(x.shape[2:]))),
         )
-        pictures = x.movedim(1, -1).contiguous().view(len(x), *size, -1)
-        return pictures, lambda data, mean: Depthwise(data, taps, mean)
+        return x.movedim(1, -1).contiguous().view(len(x), *size, -1), Whole(fold, taps)
     if any(k > 1 for k in fold.size):
-        return _patches(fold, x), lambda data, mean: Columns(data, fold.groups, mean)
+        return _patches(fold, x), Stepwise(fold, lambda data, mean: Columns(data, fold.groups, mean))
     # Strided by hand: oneDNN's backward of a strided pointwise convolution crashes on few channels, channels last.
     rows = pixels(x, fold.stride).movedim(1, -1).flatten(0, -2)
     if plan.road == "channelwise":
-        return rows, Channels
-    return rows, lambda data, mean: Rows(data, fold.groups, mean)
+        return rows, Stepwise(fold, Channels)
+    if has_kernels(rows):
+        return rows, Whole(fold)
+    return rows, Stepwise(fold, lambda data, mean: Rows(data, fold.groups, mean))
 
 
 def _patches(fold: Fold, x: Tensor) -> Tensor:

@@ -36,6 +36,11 @@ class Term:
     groups: int
 
     @property
+    def geometry(self) -> tuple[object, ...]:
+        """All there is but the numbers."""
+        return self.size, self.stride, self.dilation, self.before, self.after, self.groups
+
+    @property
     def is_pointwise(self) -> bool:
         """Whether it reads the pixel at its output and no other, border included."""
         return not any((*self.before, *self.after)) and all(k == 1 for k in self.size)
@@ -111,18 +116,10 @@ def _convolution(
     )
 
 
-_HOOKS = (
-    "_forward_hooks",
-    "_forward_pre_hooks",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-)
-
-
 def _check_hooks(layer: nn.Module) -> None:
     """A hook would wait for a call that does not come."""
-    own = vars(layer)
-    if any(own[kind] for kind in _HOOKS):
+    before = layer._forward_pre_hooks or layer._backward_pre_hooks
+    if before or layer._forward_hooks or layer._backward_hooks:
         raise Apart(f"{type(layer).__name__} has hooks")
 
 

@@ -1,17 +1,15 @@
-"""Sums over all windows of a batch, and convolutions of them: rows of a matrix, single channels, or depthwise windows compiled.
+"""Sums over all windows of a batch, and convolutions of them: rows of a matrix, columns of patches, or single channels.
 
 Patches come with their mean off, so that small variances beside large means keep their digits.
 """
 
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from unbranch.blocks.merged.fold import gram
 
-SAMPLES = 256
 FEW, PART = 32, 256
 
 
@@ -157,60 +155,11 @@ class Channels:
         return torch.addcmul(bias, self.centred, slope).addcmul_(g, scale)
 
 
-@dataclass(frozen=True)
-class Taps:
-    """A depthwise window on two axes: numbers of taps, their distance, pixels before, the step, and the outputs."""
+class Taps(NamedTuple):
+    """A depthwise window on two axes: numbers of taps, the step, their distance, pixels before, and the outputs."""
 
     kernel: tuple[int, ...]
     stride: tuple[int, ...]
     dilation: tuple[int, ...]
     before: tuple[int, ...]
     out: tuple[int, ...]
-
-    def lists(self) -> tuple[list[int], ...]:
-        """As the compiled ops take them."""
-        return tuple(map(list, (self.kernel, self.stride, self.dilation, self.before, self.out)))
-
-
-class Depthwise:
-    """Windows of a picture (N, H, W, C), channels apart, by the compiled kernels; sums in float64, (C, D).
-
-    The kernels take one number off each channel, which is near the means of all taps; what is left of these is ``_rest``.
-    """
-
-    def __init__(self, pictures: Tensor, taps: Taps, mean: Tensor | None = None) -> None:
-        self.taps = taps
-        self.count = len(pictures) * taps.out[0] * taps.out[1]
-        flat = pictures.flatten(0, 2)
-        shift = flat[:: max(1, len(flat) // SAMPLES)].mean(0) if mean is None else mean.mean(1).to(flat.dtype)
-        self._given = (pictures, shift)
-        if mean is None:
-            depth = taps.kernel[0] * taps.kernel[1]
-            sums = torch.ops.unbranch.moments(*self._given, *taps.lists()).T.contiguous()
-            self._rest, self._second = sums[:, :depth], sums[:, depth:].unflatten(1, (depth, depth))
-            self.mean = self._rest + shift.unsqueeze(1)
-        else:
-            self._rest, self.mean = mean - shift.unsqueeze(1), mean
-
-    def covariance(self) -> Tensor:
-        """Means of products of taps, less the products of their means."""
-        return self._second - self._rest.unsqueeze(2) * self._rest.unsqueeze(1)
-
-    def convolve(self, weight: Tensor, offset: Tensor, out: Tensor) -> None:
-        """One pass."""
-        kernel = weight.squeeze(1)
-        bias = offset.flatten() - (kernel * self._rest).sum(1)
-        by_tap = (t.to(out.dtype).contiguous() for t in (kernel.T, bias))
-        torch.ops.unbranch.convolve(*self._given, *by_tap, out, *self.taps.lists())
-
-    def kernel_grad(self, g: Tensor) -> tuple[Tensor, Tensor]:
-        """One pass."""
-        sums = torch.ops.unbranch.kernel_grad(*self._given, g.contiguous(), *self.taps.lists()).T
-        total = sums[:, -1:]
-        return (sums[:, :-1] - total * self._rest).unsqueeze(1), total
-
-    def input_grad(self, g: Tensor, weight: Tensor, constant: Tensor, quadratic: Tensor) -> Tensor:
-        """One pass."""
-        constant = constant - (quadratic * self._rest.unsqueeze(1)).sum(2)
-        by_tap = (t.T.to(g.dtype).contiguous() for t in (weight.squeeze(1), constant, quadratic.flatten(1)))
-        return torch.ops.unbranch.input_grad(*self._given, g.contiguous(), *by_tap, *self.taps.lists())

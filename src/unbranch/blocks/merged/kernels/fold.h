@@ -8,6 +8,7 @@
 #include <ATen/core/List.h>
 #include <ATen/ops/bmm.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
 
 #include <cmath>
 #include <optional>

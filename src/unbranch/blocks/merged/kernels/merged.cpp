@@ -1,27 +1,17 @@
-// What training with merged branches runs: the fold of their kernels (fold.h), and depthwise windows of at most 3x3 taps, channels last:
-// moments, convolution and gradients, each in one pass over the input.
-//
-// p_j(o) is tap j of the window at output o, from the picture minus `shift` (one number a channel), its border holding
-// minus `shift` too, so that the patch is the zero-padded one minus a constant and every moment is exact.
-//
-//   moments:        mean_j = sum_o p_j / M,  second_jk = sum_o p_j p_k / M        (float64)
-//   convolve:       y(o) = bias + sum_j w_j p_j(o)
-//   kernel_grad:    A_j = sum_o g(o) p_j(o),  B = sum_o g(o)                       (float64)
-//   input_grad:     d(o's tap j) += w_j g(o) + c_j + sum_k Q_jk p_k(o)
+// What training with merged branches runs: the fold of their kernels (fold.h), and the merged convolution, forward and backward in one call
+// each, on rows of a matrix (rows.h) and on depthwise windows (pictures.h).
 //
 // Work is cut by picture and by block of channels, never by the number of threads: results are the same on any number.
 
-#include <ATen/ops/empty_like.h>
-#include <ATen/ops/zeros_like.h>
 #include <torch/library.h>
 
 #include <string>
 #include <tuple>
 #include <vector>
 
-#include "dense.h"
 #include "fold.h"
-#include "windows.h"
+#include "pictures.h"
+#include "rows.h"
 
 namespace {
 
@@ -68,84 +58,94 @@ void with_type(const Tensor& x, F&& f) {
   else TORCH_CHECK(false, "float32 or float64 is wanted, got ", x.scalar_type());
 }
 
-// (taps + taps^2, C): the mean of each tap, then of each product of two.
-Tensor moments(const Tensor& x, const Tensor& shift, at::IntArrayRef kernel, at::IntArrayRef stride,
-               at::IntArrayRef dilation, at::IntArrayRef before, at::IntArrayRef out) {
-  const Geometry geo = geometry(x, kernel, stride, dilation, before, out);
-  Tensor sums;
-  with_type(x, [&]<typename T>() {
-    with_kernel(geo, [&]<int KH, int KW>() {
-      auto of = is_dense(geo) ? dense_moments<T, KH, KW> : moments_of<T, KH, KW>;
-      sums = of(geo, x.const_data_ptr<T>(), shift.const_data_ptr<T>());
-    });
-  });
-  return sums.div_(static_cast<double>(geo.n * geo.ho * geo.wo));
+// Into y, (M, C_out). Returns the mean; S w, or S, from which it follows, where it would be more to keep than y is; r; and the means and
+// the variances that the norms see.
+template <typename W>
+std::vector<Tensor> forward(const W& windows, Tensor& y, const Parameters& parameters, at::IntArrayRef places, at::IntArrayRef counts,
+                            int64_t taps, int64_t bare, at::ArrayRef<double> eps) {
+  const Tensor covariance = windows.covariance().contiguous();
+  const Terms terms(parameters, places, counts, windows.groups, y.size(-1) / windows.groups, windows.mean.size(1), taps, bare);
+  Folded made;
+  with_types(windows.mean, parameters, [&]<typename T, typename P>() { made = fold_of<T, P>(terms, windows.mean, covariance, eps); });
+  windows.convolve(made.weight, made.offset, y);
+  const bool keeps_covariance = covariance.numel() < made.seen.numel() && made.seen.numel() > y.numel();
+  return {windows.mean, keeps_covariance ? covariance : made.seen, made.inverse, made.mean, made.variance};
 }
 
-// Into y, (N, Ho, Wo, C) in any shape, of weight (taps, C) and bias (C).
-void convolve(const Tensor& x, const Tensor& shift, const Tensor& weight, const Tensor& bias, Tensor& y,
-              at::IntArrayRef kernel, at::IntArrayRef stride, at::IntArrayRef dilation, at::IntArrayRef before,
-              at::IntArrayRef out) {
+// What `forward` returned, and g like y: the gradients that are needed, the parameters' in turn, then the input's.
+template <typename W>
+std::vector<Tensor> backward(const W& windows, const Tensor& g, const Tensor& kept, const Tensor& inverse, const Parameters& parameters,
+                             at::IntArrayRef places, at::IntArrayRef counts, int64_t taps, int64_t bare, at::IntArrayRef needed, bool deep) {
+  const auto [product, total] = windows.kernel_grad(g);
+  const Terms terms(parameters, places, counts, windows.groups, product.size(1), product.size(2), taps, bare);
+  Unfolded made;
+  with_types(windows.mean, parameters, [&]<typename T, typename P>() {
+    made = unfold_of<T, P>(terms, kept, kept.dim() == 3, inverse, product, total.contiguous(), needed, deep);
+  });
+  if (deep) {
+    const double count = static_cast<double>(windows.count);
+    made.found.push_back(windows.input_grad(g, made.weight, made.mean.div_(count), made.covariance.mul_(2 / count)));
+  }
+  return made.found;
+}
+
+std::vector<Tensor> rows_forward(const Tensor& x, Tensor& y, int64_t groups, const Parameters& parameters, at::IntArrayRef places,
+                                 at::IntArrayRef counts, int64_t taps, int64_t bare, at::ArrayRef<double> eps) {
+  return forward(Rows(x, groups, std::nullopt), y, parameters, places, counts, taps, bare, eps);
+}
+
+std::vector<Tensor> rows_backward(const Tensor& x, const Tensor& g, const Tensor& mean, const Tensor& kept, const Tensor& inverse,
+                                  const Parameters& parameters, at::IntArrayRef places, at::IntArrayRef counts, int64_t taps,
+                                  int64_t bare, at::IntArrayRef needed, bool deep) {
+  return backward(Rows(x, mean.size(0), mean), g, kept, inverse, parameters, places, counts, taps, bare, needed, deep);
+}
+
+std::vector<Tensor> pictures_forward(const Tensor& x, Tensor& y, at::IntArrayRef kernel, at::IntArrayRef stride, at::IntArrayRef dilation,
+                                     at::IntArrayRef before, at::IntArrayRef out, const Parameters& parameters, at::IntArrayRef places,
+                                     at::IntArrayRef counts, int64_t taps, int64_t bare, at::ArrayRef<double> eps) {
   const Geometry geo = geometry(x, kernel, stride, dilation, before, out);
   check_outputs(geo, x, y);
+  std::vector<Tensor> made;
   with_type(x, [&]<typename T>() {
-    with_kernel(geo, [&]<int KH, int KW>() {
-      convolve_to<T, KH, KW>(geo, x.const_data_ptr<T>(), shift.const_data_ptr<T>(), weight.const_data_ptr<T>(),
-                             bias.const_data_ptr<T>(), y.mutable_data_ptr<T>());
-    });
+    made = forward(Pictures<T>(x, geo, std::nullopt), y, parameters, places, counts, taps, bare, eps);
   });
+  return made;
 }
 
-// (taps + 1, C): the gradient of each tap's weight, then of the bias.
-Tensor kernel_grad(const Tensor& x, const Tensor& shift, const Tensor& g, at::IntArrayRef kernel, at::IntArrayRef stride,
-                   at::IntArrayRef dilation, at::IntArrayRef before, at::IntArrayRef out) {
+std::vector<Tensor> pictures_backward(const Tensor& x, const Tensor& g, const Tensor& mean, const Tensor& kept, const Tensor& inverse,
+                                      at::IntArrayRef kernel, at::IntArrayRef stride, at::IntArrayRef dilation, at::IntArrayRef before,
+                                      at::IntArrayRef out, const Parameters& parameters, at::IntArrayRef places, at::IntArrayRef counts,
+                                      int64_t taps, int64_t bare, at::IntArrayRef needed, bool deep) {
   const Geometry geo = geometry(x, kernel, stride, dilation, before, out);
-  check_outputs(geo, x, g);
-  Tensor sums;
+  const Tensor up = g.contiguous();
+  check_outputs(geo, x, up);
+  std::vector<Tensor> made;
   with_type(x, [&]<typename T>() {
-    with_kernel(geo, [&]<int KH, int KW>() {
-      sums = kernel_grad_of<T, KH, KW>(geo, x.const_data_ptr<T>(), shift.const_data_ptr<T>(), g.const_data_ptr<T>());
-    });
+    made = backward(Pictures<T>(x, geo, mean), up, kept, inverse, parameters, places, counts, taps, bare, needed, deep);
   });
-  return sums;
-}
-
-// dx, (N, H, W, C), of weight and constant (taps, C) and quadratic (taps^2, C).
-Tensor input_grad(const Tensor& x, const Tensor& shift, const Tensor& g, const Tensor& weight, const Tensor& constant,
-                  const Tensor& quadratic, at::IntArrayRef kernel, at::IntArrayRef stride, at::IntArrayRef dilation,
-                  at::IntArrayRef before, at::IntArrayRef out) {
-  const Geometry geo = geometry(x, kernel, stride, dilation, before, out);
-  check_outputs(geo, x, g);
-  Tensor dx = is_dense(geo) ? at::empty_like(x) : at::zeros_like(x);
-  with_type(x, [&]<typename T>() {
-    with_kernel(geo, [&]<int KH, int KW>() {
-      auto to = is_dense(geo) ? dense_input_grad<T, KH, KW> : input_grad_to<T, KH, KW>;
-      to(geo, x.const_data_ptr<T>(), shift.const_data_ptr<T>(), g.const_data_ptr<T>(),
-                               weight.const_data_ptr<T>(), constant.const_data_ptr<T>(), quadratic.const_data_ptr<T>(),
-                               dx.mutable_data_ptr<T>());
-    });
-  });
-  return dx;
+  return made;
 }
 
 }  // namespace
 
 TORCH_LIBRARY(unbranch, library) {
   const std::string terms = "Tensor?[] parameters, int[] places, int[] counts, int taps, int bare, ";
+  const std::string window = "int[] kernel, int[] stride, int[] dilation, int[] before, int[] out, ";
+  const std::string remembered = "Tensor x, Tensor g, Tensor mean, Tensor kept, Tensor inverse, ";
+  const std::string wanted = "int[] needed, bool deep) -> Tensor[]";
   library.def(("fold(Tensor mean, Tensor covariance, " + terms + "int outputs, float[] eps) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)").c_str());
-  library.def(("unfold(Tensor kept, bool is_covariance, Tensor inverse, Tensor product, Tensor total, " + terms + "int[] needed, bool deep) -> Tensor[]").c_str());
-  const std::string window = "int[] kernel, int[] stride, int[] dilation, int[] before, int[] out) -> ";
-  library.def(("moments(Tensor x, Tensor shift, " + window + "Tensor").c_str());
-  library.def(("convolve(Tensor x, Tensor shift, Tensor weight, Tensor bias, Tensor(a!) y, " + window + "()").c_str());
-  library.def(("kernel_grad(Tensor x, Tensor shift, Tensor g, " + window + "Tensor").c_str());
-  library.def(("input_grad(Tensor x, Tensor shift, Tensor g, Tensor weight, Tensor constant, Tensor quadratic, " + window + "Tensor").c_str());
+  library.def(("unfold(Tensor kept, bool is_covariance, Tensor inverse, Tensor product, Tensor total, " + terms + wanted).c_str());
+  library.def(("rows_forward(Tensor x, Tensor(a!) y, int groups, " + terms + "float[] eps) -> Tensor[]").c_str());
+  library.def(("rows_backward(" + remembered + terms + wanted).c_str());
+  library.def(("pictures_forward(Tensor x, Tensor(a!) y, " + window + terms + "float[] eps) -> Tensor[]").c_str());
+  library.def(("pictures_backward(" + remembered + window + terms + wanted).c_str());
 }
 
 TORCH_LIBRARY_IMPL(unbranch, CPU, library) {
   library.impl("fold", &fold);
   library.impl("unfold", &unfold);
-  library.impl("moments", &moments);
-  library.impl("convolve", &convolve);
-  library.impl("kernel_grad", &kernel_grad);
-  library.impl("input_grad", &input_grad);
+  library.impl("rows_forward", &rows_forward);
+  library.impl("rows_backward", &rows_backward);
+  library.impl("pictures_forward", &pictures_forward);
+  library.impl("pictures_backward", &pictures_backward);
 }

@@ -11,6 +11,13 @@
 #include <cstring>
 #include <vector>
 
+// In front of a loop over taps: without it, sums that should be registers stay an array in memory.
+#ifdef __clang__
+#define UNBRANCH_UNROLL _Pragma("unroll")
+#else
+#define UNBRANCH_UNROLL _Pragma("GCC unroll 16")
+#endif
+
 namespace {
 
 using at::Tensor;
@@ -25,7 +32,7 @@ struct Lanes {
 constexpr int64_t kFlush = 256;
 // A strip of rows with its border should stay in a core's own cache.
 constexpr int64_t kStripBytes = 96 * 1024;
-constexpr int64_t kTasks = 64;
+constexpr int64_t kTasks = 32;
 
 struct Geometry {
   int64_t n, h, w, c, kh, kw, sh, sw, dh, dw, top, left, ho, wo;
@@ -80,19 +87,24 @@ struct Strip {
 
   V* row(int64_t r) { return cells.data() + r * width; }
 
-  // Of a picture (h, w, c) at `from`, less `minus`; outside it, minus `minus`.
+  // Of a picture (h, w, c) at `from`, less `minus`; outside it, minus `minus`. All fills of a strip have one size and one `minus`.
   void fill(const T* from, int64_t h, int64_t w, int64_t c, int64_t lanes, V minus, int64_t top, int64_t left) {
     const int64_t begin = std::clamp<int64_t>(-left, 0, width), end = std::clamp<int64_t>(w - left, begin, width);
+    const bool fresh = !filled_ || top != top_ || left != left_;
+    filled_ = true, top_ = top, left_ = left;
     for (int64_t r = 0; r < rows; ++r) {
       V* to = row(r);
       const int64_t y = top + r;
       if (y < 0 || y >= h) {
-        std::fill(to, to + width, -minus);
+        if (fresh) std::fill(to, to + width, -minus);
         continue;
       }
-      std::fill(to, to + begin, -minus);
-      for (int64_t u = begin; u < end; ++u) to[u] = load<T>(from + (y * w + left + u) * c, lanes) - minus;
-      std::fill(to + end, to + width, -minus);
+      if (fresh) std::fill(to, to + begin, -minus), std::fill(to + end, to + width, -minus);
+      const T* pixel = from + (y * w + left + begin) * c;
+      if (lanes == Lanes<T>::count)
+        for (int64_t u = begin; u < end; ++u, pixel += c) to[u] = load<T>(pixel, Lanes<T>::count) - minus;
+      else
+        for (int64_t u = begin; u < end; ++u, pixel += c) to[u] = load<T>(pixel, lanes) - minus;
     }
   }
 
@@ -105,6 +117,11 @@ struct Strip {
         store<T>(pixel, load<T>(pixel, lanes) + row(r)[u], lanes);
       }
   }
+
+ private:
+  // Where the last fill began: what it wrote outside the picture stands there still.
+  bool filled_ = false;
+  int64_t top_ = 0, left_ = 0;
 };
 
 // The rows under output rows [first, first + outputs) of a picture, less `shift`, border included.
@@ -130,9 +147,8 @@ void with_kernel(const Geometry& geo, F&& f) {
 }
 
 template <typename T>
-inline void flush(double* total, typename Lanes<T>::type& part) {
+inline void flush(double* total, const typename Lanes<T>::type& part) {
   for (int64_t i = 0; i < Lanes<T>::count; ++i) total[i] += part[i];
-  part = typename Lanes<T>::type{};
 }
 
 // How many parts the pictures are cut into for each block of channels.
@@ -178,19 +194,6 @@ void mirror(const Geometry& geo, Tensor& moments) {
   double* second = moments.mutable_data_ptr<double>() + K * geo.c;
   for (int j = 0; j < K; ++j)
     for (int k = 0; k < j; ++k) std::copy_n(second + (k * K + j) * geo.c, geo.c, second + (j * K + k) * geo.c);
-}
-
-// Every picture and block of channels once: `body(picture, c0, lanes)`.
-template <typename T, typename Body>
-void each(const Geometry& geo, Body&& body) {
-  constexpr int64_t L = Lanes<T>::count;
-  const int64_t blocks = (geo.c + L - 1) / L;
-  at::parallel_for(0, geo.n * blocks, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t task = begin; task < end; ++task) {
-      const int64_t c0 = task % blocks * L;
-      body(task / blocks, c0, std::min(L, geo.c - c0));
-    }
-  });
 }
 
 }  // namespace
