@@ -1,7 +1,7 @@
 """The certificate: what passes, what fails, and where."""
 
 import copy
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -112,3 +112,29 @@ def test_the_error_of_a_fold() -> None:
 def test_complex_outputs_differ_in_either_part() -> None:
     assert fold_error(torch.tensor(1 + 5j), torch.tensor(1 + 1j)) == 4.0
     assert fold_error(torch.tensor(1 + 1j).conj(), torch.tensor(1 - 1j)) == 0.0
+
+
+@pytest.mark.parametrize("sizes", [[(96,)], [(9, 9, 9)], [(0, 3)]])
+def test_sizes_that_no_input_could_have_are_one_clear_line(sizes: Any) -> None:
+    model, x = net(), x_of(1, 4, 9, 9)
+    with pytest.raises(ValueError, match=r"a list of sizes is wanted.*each with 2 numbers"):
+        verify(model, model, x, sizes=sizes)
+
+
+def test_inputs_in_named_tuples_are_run_at_another_size_too() -> None:
+    class Pair(NamedTuple):
+        image: Tensor
+        factor: Tensor
+
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = conv_norm()
+
+        def forward(self, pair: Pair) -> Tensor:
+            return self.layers(pair.image) * pair.factor
+
+    model, pair = drawn(Both()), Pair(x_of(1, 4, 9, 9), x_of(1, 1))
+    certificate = verify(model, reparameterize(model, (pair,)), (pair,))
+    assert certificate
+    assert len({check.size for check in certificate.checks}) == 2

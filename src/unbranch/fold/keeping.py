@@ -1,14 +1,84 @@
 """Runs that leave no trace: what a forward stores on its modules and writes to memory that outlives it is put back."""
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._pytree import tree_map_only
+
+_OWN = frozenset(vars(nn.Module()))
+"""What every module has, such as its hooks; its parameters, buffers and children are looked at by themselves."""
+
+_REGISTERED = ("_parameters", "_buffers", "_modules")
+_DEPTH = 3
+
+
+class _State:
+    """What a module, a container or a plain object holds: its attributes or entries, as they were."""
+
+    def __init__(self, held: Any) -> None:
+        self.held = held
+        self.before = _entries(held)
+
+    def changes(self) -> list[Any]:
+        """The entries that were not there, or were others."""
+        now = _entries(self.held)
+        if isinstance(now, dict) and isinstance(self.before, dict):
+            return [value for key, value in now.items() if self.before.get(key, self) is not value]
+        kept = {id(value) for value in self.before}
+        return [value for value in now if id(value) not in kept]
+
+    def restore(self) -> None:
+        """As it was."""
+        now, before = _entries(self.held), self.before
+        if isinstance(before, dict):
+            if now.keys() != before.keys() or any(now[key] is not before[key] for key in before):
+                inner = self.held if isinstance(self.held, dict) else vars(self.held)
+                inner.clear()
+                inner.update(before)
+        elif len(now) != len(before) or any(a is not b for a, b in zip(now, before, strict=True)):
+            self.held.clear()
+            (self.held.update if isinstance(self.held, set) else self.held.extend)(before)
+
+
+def _entries(held: Any) -> dict[Any, Any] | list[Any]:
+    if isinstance(held, list | set | deque):
+        return list(held)
+    return dict(held if isinstance(held, dict) else vars(held))
+
+
+def _states(module: nn.Module) -> Iterator[_State]:
+    """Of the module, and of what it holds beside other modules, some levels deep."""
+    yield _State(module)
+    rest = [(value, _DEPTH) for key, value in vars(module).items() if key not in _OWN]
+    yield from (_State(vars(module)[name]) for name in _REGISTERED)
+    seen: set[int] = set()
+    while rest:
+        held, depth = rest.pop()
+        if id(held) in seen or not depth or not _changeable(held):
+            continue
+        seen.add(id(held))
+        state = _State(held)
+        yield state
+        values = state.before.values() if isinstance(state.before, dict) else state.before
+        rest += [(value, depth - 1) for value in values]
+
+
+def _changeable(held: Any) -> bool:
+    """A container, or a plain object of somebody's own class."""
+    if isinstance(held, list | dict | set | deque):
+        return True
+    kind = type(held)
+    plain = not isinstance(held, nn.Module | Tensor | type | ModuleType | FunctionType | MethodType)
+    return (
+        plain and kind.__module__.partition(".")[0] not in ("builtins", "torch") and kind.__dictoffset__ != 0
+    )
 
 
 @contextmanager
@@ -17,24 +87,20 @@ def attributes_kept(
 ) -> Iterator[None]:
     """Undo what a forward stores on its modules; ``stored`` is shown each module and the values that it was given."""
     modules = [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
-    before = [(module, dict(module.__dict__), dict(module._buffers)) for module in modules]
+    before = [(module, list(_states(module))) for module in modules]
     try:
         yield
-        for module, attributes, _ in before:
-            stored(
-                module, [value for key, value in module.__dict__.items() if attributes.get(key) is not value]
-            )
+        for module, states in before:
+            stored(module, [value for state in states for value in state.changes()])
     finally:
-        for module, attributes, buffers in before:
-            module.__dict__.clear()
-            module.__dict__.update(attributes)
-            module._buffers.clear()
-            module._buffers.update(buffers)
+        for _, states in before:
+            for state in states:
+                state.restore()
 
 
 def copied(tree: Any) -> Any:
-    """Nested arguments with a copy of every tensor, for a run that may write to them."""
-    return tree_map_only(Tensor, Tensor.clone, tree)
+    """Nested arguments with a copy of every tensor and container, for a run that may write to them."""
+    return tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), tree)
 
 
 @contextmanager

@@ -4,11 +4,13 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from math import isfinite
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from unbranch.fold.certificate import TOLERANCES, Certificate, Check, fold_error, tensors_in
 from unbranch.fold.keeping import attributes_kept, buffers_kept, copied
@@ -180,6 +182,7 @@ def _other_inputs(
 ) -> tuple[list[tuple[Any, Any]], str | None]:
     """The same arguments at other spatial sizes: the caller's, or the first of a few that the network takes."""
     if sizes is not None:
+        _check_asked(sizes, args, kwargs)
         return [(_resized(args, lambda _, s=s: s), _resized(kwargs, lambda _, s=s: s)) for s in sizes], None
     reason = "it takes no image-like tensor"
     for change in _CHANGES:
@@ -204,31 +207,38 @@ _CHANGES: tuple[Callable[[Sequence[int]], Sequence[int]], ...] = (
 
 def _resized(tree: Any, change: Callable[[Sequence[int]], Sequence[int]]) -> Any:
     """Image-like tensors, (N, C, *size), in nested arguments, repeated or cut to another size."""
-    if isinstance(tree, Tensor):
-        if tree.ndim < 3 or not tree.is_floating_point():
-            return tree
-        size = list(change(list(tree.shape[2:])))
-        if len(size) != tree.ndim - 2:
-            return tree
-        for axis, wanted in enumerate(size, start=2):
-            at = torch.arange(wanted, device=tree.device) % max(1, tree.shape[axis])
-            tree = tree.index_select(axis, at)
-        return tree
-    if isinstance(tree, Mapping):
-        return {key: _resized(item, change) for key, item in tree.items()}
-    if isinstance(tree, list | tuple):
-        return type(tree)(_resized(item, change) for item in tree)
-    return tree
+    return tree_map_only(Tensor, partial(_resize, change=change), tree)
+
+
+def _resize(tensor: Tensor, change: Callable[[Sequence[int]], Sequence[int]]) -> Tensor:
+    size = list(change(list(tensor.shape[2:]))) if _is_image_like(tensor) else []
+    if len(size) != tensor.ndim - 2:
+        return tensor
+    for axis, wanted in enumerate(size, start=2):
+        at = torch.arange(wanted, device=tensor.device) % max(1, tensor.shape[axis])
+        tensor = tensor.index_select(axis, at)
+    return tensor
+
+
+def _is_image_like(tensor: Tensor) -> bool:
+    return tensor.ndim >= 3 and tensor.is_floating_point()
 
 
 def _double(tree: Any) -> Any:
-    if isinstance(tree, Tensor):
-        return tree.double() if tree.is_floating_point() else tree
-    if isinstance(tree, Mapping):
-        return {key: _double(item) for key, item in tree.items()}
-    if isinstance(tree, list | tuple):
-        return type(tree)(_double(item) for item in tree)
-    return tree
+    return tree_map_only(Tensor, lambda t: t.double() if t.is_floating_point() else t, tree)
+
+
+def _check_asked(sizes: Any, args: Any, kwargs: Any) -> None:
+    """Raises ValueError for what is no list of sizes, or none that an input could have."""
+    axes = sorted({t.ndim - 2 for _, t in tensors_in([list(args), dict(kwargs)]) if _is_image_like(t)})
+    for size in sizes if isinstance(sizes, list | tuple) else [sizes]:
+        whole = isinstance(size, list | tuple) and all(isinstance(n, int) and n > 0 for n in size)
+        if not whole or len(size) not in axes:
+            wanted = " or ".join(map(str, axes)) or "no"
+            raise ValueError(
+                f"sizes={sizes!r}: a list of sizes is wanted, such as [(96, 160)], each with {wanted} numbers of pixels, "
+                "as the inputs have axes behind their channels"
+            )
 
 
 def _size_of(args: Any, kwargs: Any) -> str:

@@ -1,11 +1,15 @@
 """What the module front end must refuse or leave as it is, with the reason: modes, norms without statistics, cuts, hooks."""
 
+import threading
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tests.frontends.modules.checks import (
+    ODD,
     SMALL,
     Branches,
     Sum,
@@ -182,3 +186,36 @@ def test_hooks_elsewhere_survive() -> None:
     folded(x_of(*SMALL))
     assert calls == [1]
     assert len(report.folded) == 2
+
+
+@pytest.mark.parametrize(
+    ("layers", "why"),
+    [
+        (lambda: (nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4, track_running_stats=False)), "the batch's own"),
+        (lambda: (Padded(), nn.BatchNorm2d(4)), "computed from the input's size"),
+    ],
+)
+def test_what_stands_alone_because_of_how_it_is_used_is_named(
+    layers: Callable[[], tuple[nn.Module, ...]], why: str
+) -> None:
+    report = explain(drawn(nn.Sequential(*layers(), nn.ReLU())), x_of(*ODD))
+    assert any(why in refused.reason for refused in report.refused), str(report)
+
+
+class Padded(nn.Module):
+    """Padding by the size, in front of a convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(nn.functional.pad(x, (0, x.shape[3] % 4, 0, 0)))
+
+
+def test_what_cannot_be_copied_is_named() -> None:
+    model = drawn(nn.Sequential(conv_norm(), nn.ReLU()))
+    model[1].lock = threading.Lock()
+    with pytest.raises(ValueError, match=r"1\.lock cannot be copied .*use reparameterize_"):
+        reparameterize(model, x_of(*SMALL))
+    assert reparameterize_(model, x_of(*SMALL)).changed

@@ -12,8 +12,9 @@ from torch import nn
 from unbranch.affine import Geometry, NotLinear
 from unbranch.fold.facts import Fact
 from unbranch.fold.graph import Graph
-from unbranch.fold.interpret import interpret
+from unbranch.fold.interpret import Interpretation, interpret
 from unbranch.fold.plan import Plan, plan
+from unbranch.fold.refusals import refusals
 from unbranch.fold.report import Folded, Refused, Report, Totals
 from unbranch.fold.totals import totals
 from unbranch.frontends.dense import dense_work, totals_written
@@ -41,6 +42,7 @@ class Folding:
     model: nn.Module
     recording: Recording
     rewriter: Rewriter
+    known: Interpretation
     sites: list[Site]
     plan: Plan
     notes: tuple[str, ...]
@@ -67,6 +69,8 @@ class Folding:
             Refused(path or "(root)", f"{', '.join(why)}: not trusted")
             for path, why in self._doubts().items()
         ]
+        frames = self.recording.frames
+        refused += [Refused(frames[n.index].path or "(root)", why) for n, why in refusals(self.known)]
         folded.reverse()
         return Report(before, after, tuple(folded), tuple(dict.fromkeys(refused)), self.notes, applied)
 
@@ -140,10 +144,11 @@ def prepare(
             refused = {id(site.fact): uneven for site in _uneven(sites, recording)}
         return refused
 
-    chosen = plan(interpret(graph), costs, check)
+    known = interpret(graph)
+    chosen = plan(known, costs, check)
     sites = [finder.find(fact) for fact in chosen.regions]
     notes = (*notes, *_untied(sites, recording))
-    return Folding(model, recording, rewriter, sites, chosen, notes)
+    return Folding(model, recording, rewriter, known, sites, chosen, notes)
 
 
 def _untied(sites: Sequence[Site], recording: Recording) -> Iterator[str]:

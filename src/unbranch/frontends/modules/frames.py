@@ -7,6 +7,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+LEAKED = "it is given a number, or a constant, that was read from the input"
+
 
 class StandIn(nn.Module):
     """A module that stands for one layer: when all that it holds becomes one convolution, that takes its place."""

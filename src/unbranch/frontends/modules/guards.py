@@ -32,8 +32,8 @@ def check_foldable(model: nn.Module) -> None:
     Raises:
         ValueError: training mode, or autocast is on.
     """
-    if any(module.training for module in each_module(model)):
-        path, module = next((path, module) for path, module in model.named_modules() if module.training)
+    if any(map(_is_training, each_module(model))):
+        path, module = next((path, module) for path, module in model.named_modules() if _is_training(module))
         where = f"{path} ({type(module).__name__})" if path else f"the model ({type(module).__name__})"
         raise ValueError(
             f"{where} is in training mode, where norms use the batch's statistics: call model.eval() first"
@@ -43,6 +43,13 @@ def check_foldable(model: nn.Module) -> None:
             raise ValueError(
                 f"autocast is on for {device}, so the recorded dtypes would not be the model's: fold outside of it"
             )
+
+
+def _is_training(module: nn.Module) -> bool:
+    try:
+        return module.training
+    except AttributeError:  # scripted and frozen: it was in eval mode then, and has no mode any more
+        return False
 
 
 @contextmanager

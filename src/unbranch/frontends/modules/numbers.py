@@ -30,15 +30,17 @@ def place_of(frame: FrameType) -> Place:
 class Sized:
     """A number computed from a size. It says it is an int (or float, or bool), and is none to C code, which asks for its value."""
 
-    __slots__ = ("_report", "_value")
+    __slots__ = ("_own", "_report", "_value")
 
-    def __init__(self, value: Plain, report: Callable[[str, Place | None], None]) -> None:
+    def __init__(self, value: Plain, report: Callable[[str, Place | None], None], own: bool = False) -> None:
         """``report`` is called with what was asked whenever the plain value leaves, and where, if C code asked.
 
         Torch looks at its arguments before it shows a call to anyone: only that call tells such a look from a real reading.
+        ``own``: it is a size as a tensor has it, and not computed from one.
         """
         self._value = value
         self._report = report
+        self._own = own
 
     @property
     def __class__(self) -> type:
@@ -60,14 +62,17 @@ class Sized:
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
         return numpy.asarray(self._leave(READ), dtype)
 
+    def __copy__(self) -> Plain:
+        return self._leave(READ)
+
     def __deepcopy__(self, memo: dict) -> Plain:
-        return self._value
+        return self._leave(READ)
 
     def __reduce__(self) -> tuple:
-        return type(self._value), (self._value,)
+        return type(self._value), (self._leave(READ),)
 
     def __repr__(self) -> str:
-        return repr(self._value)
+        return repr(self._value)  # for messages, as of assertions that hold
 
     def __format__(self, spec: str) -> str:
         return format(self._value, spec)
@@ -149,6 +154,11 @@ class Size(tuple):
 def is_sized(value: Any) -> bool:
     """``value`` is a number from a size; ``isinstance`` would believe what it says of itself."""
     return type(value) is Sized
+
+
+def is_own(size: Sized) -> bool:
+    """It is a size as a tensor has it."""
+    return object.__getattribute__(size, "_own")
 
 
 def plain(tree: Any) -> Any:

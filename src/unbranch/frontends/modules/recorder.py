@@ -1,10 +1,11 @@
 """Record a model: one run on example inputs becomes a flat graph of ATen ops, each tagged with the module call it ran in."""
 
-import sys
+import gc
+import weakref
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from typing import Any, no_type_check
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,13 +16,12 @@ from torch.nn.modules.module import (
     register_module_forward_hook,
     register_module_forward_pre_hook,
 )
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from unbranch.fold.graph import Graph, Node
-from unbranch.fold.keeping import Writes, attributes_kept
-from unbranch.frontends.modules.frames import Frame
+from unbranch.fold.keeping import Writes, attributes_kept, copied
+from unbranch.frontends.modules.frames import LEAKED, Frame
 from unbranch.frontends.modules.guards import uncollected
+from unbranch.frontends.modules.modes import Dispatch, Functions, unseen
 from unbranch.frontends.modules.numbers import (
     READ,
     Place,
@@ -29,31 +29,28 @@ from unbranch.frontends.modules.numbers import (
     Sized,
     is_sized,
     mentions_size,
-    place_of,
     plain,
 )
 from unbranch.frontends.modules.recording import Recording
 from unbranch.frontends.modules.torch_calls import (
     FILLS,
+    LOOKS,
     READ_BACK,
     SIZES,
     THROUGH_VIEWS,
     arranges,
     bounds,
+    counts_pieces,
     cuts,
     grows,
+    means_less,
+    slab_of,
     written,
 )
 from unbranch.frontends.modules.trees import attributes_of, leaves, replaced, tensors_of
 from unbranch.ops import Operand
 
-LEAKED = "it is given a number, or a constant, that was read from the input"
-
 ViewKey = tuple[int, tuple[int, ...], tuple[int, ...], torch.dtype]
-
-
-unseen = torch._C.DisableTorchFunction
-"""The recorder's own look at a tensor is no part of the model."""
 
 
 @uncollected()
@@ -64,41 +61,20 @@ def record(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any] | None 
     """
     try:
         return _recorded(Recorder(model), args, kwargs or {})
-    except TypeError:
+    except (TypeError, AssertionError):
         return _recorded(Recorder(model, plain_sizes=True), args, kwargs or {})
 
 
 def _recorded(recorder: "Recorder", args: Sequence[Any], kwargs: dict[str, Any]) -> Recording:
+    """On copies of the arguments: one tensor that stands in two places is two inputs, and what the forward does to a list is its own."""
     model = recorder.model
+    args, kwargs = copied((tuple(args), kwargs))
     with attributes_kept(model, recorder.stored):
-        recorder.keep(recorder.run(args, kwargs))
-        recorder.keep([args, kwargs, *model.parameters(), *model.buffers()])
+        result = recorder.run(args, kwargs)
+        recorder.keep([result, args, kwargs, *model.parameters(), *model.buffers()])
+        recorder.keep_living()  # an iterator in the result holds what nobody can look at
     recorder.recording.graph.forget_views(THROUGH_VIEWS)
     return recorder.recording
-
-
-class _Dispatch(TorchDispatchMode):
-    """Shows the recorder every ATen op."""
-
-    def __init__(self, recorder: "Recorder") -> None:
-        super().__init__()
-        self.recorder = recorder
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return self.recorder.dispatched(func, args, kwargs or {})
-
-
-class _Functions(TorchFunctionMode):
-    """Shows the recorder every call of torch that Python makes."""
-
-    def __init__(self, recorder: "Recorder") -> None:
-        super().__init__()
-        self.recorder = recorder
-
-    @no_type_check  # the caller's frame is asked for
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.recorder.looked_at.discard(place_of(sys._getframe(1)))
-        return self.recorder.called(func, args, kwargs or {})
 
 
 class Recorder:
@@ -114,9 +90,11 @@ class Recorder:
         self.recording = Recording(graph, Frame(model, "", None), modules=modules)
         self.stack: list[Frame] = []
         self.by_size = 0
+        self.rigid: str | None = None
         self.looked_at: set[Place] = set()
         self.slices: dict[int, tuple[int, int, int | None]] = {}
         self.memory: dict[StorageWeakRef, dict[ViewKey, int]] = defaultdict(dict)
+        self.named: list[weakref.ref[Tensor]] = []
         self.owned = {id(tensor) for tensor in tensors}
         self.hooked = {id(module) for _, module in modules if module._forward_hooks}
 
@@ -139,13 +117,23 @@ class Recorder:
             stack.callback(_global_forward_hooks_with_kwargs.pop, leaving.id, None)
             stack.callback(leaving.remove)
             stack.enter_context(torch.inference_mode())
-            stack.enter_context(_Dispatch(self))
-            stack.enter_context(_Functions(self))
+            stack.enter_context(Dispatch(self))
+            stack.enter_context(Functions(self))
             return self.model(*args, **kwargs)
 
     def keep(self, tree: Any) -> None:
         """The values in ``tree`` are read from outside."""
         self.recording.graph.kept.update(self.values_in(tree))
+
+    def keep_living(self) -> None:
+        """Whatever tensor is still held, by whomever, is read from outside; what only holds itself is held by nobody."""
+        if any(
+            self.value_of(t) not in self.recording.graph.kept
+            for ref in self.named
+            if (t := ref()) is not None
+        ):
+            gc.collect()
+            self.keep([ref() for ref in self.named])
 
     def stored(self, module: nn.Module, values: list[Any]) -> None:
         """What a run left in a module's attributes: values are read from outside, anything else may differ next time."""
@@ -174,8 +162,6 @@ class Recorder:
         """The values that tensors in ``tree`` hold."""
         values = (self.value_of(tensor) for tensor in tensors_of(tree))
         return tuple(value for value in values if value is not None)
-
-    # Calls
 
     def _enter(self, module: nn.Module, args: Any) -> None:
         with unseen():
@@ -242,17 +228,17 @@ class Recorder:
 
     def called(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """Run one torch function; sizes go in as plain numbers and come out as `Sized`."""
-        sized = mentions_size((args, kwargs))
+        sized, why = mentions_size((args, kwargs)), means_less(func, args)
         if sized:
             args, kwargs = plain(args), plain(kwargs)
         self.by_size += sized
+        self.rigid, before = why, self.rigid
         try:
             result = func(*args, **kwargs)
         finally:
             self.by_size -= sized
-        if func in READ_BACK and self.values_in(args):
-            self.doubt("it reads a value back into Python")
-            self.keep(args)
+            self.rigid = before
+        self._looked(func, args, kwargs, result)
         if func is Tensor.__getitem__ and isinstance(result, Tensor) and cuts(args[1]):
             self._uncut(args[0], result)
         if func in SIZES and not (self.stack and self.stack[-1].is_torch) and self.values_in(args[0]):
@@ -261,6 +247,14 @@ class Recorder:
                 return result
             return self._sized(result)
         return result
+
+    def _looked(self, func: Any, args: Any, kwargs: dict[str, Any], result: Any) -> None:
+        """Numbers or sizes that a call brings into Python."""
+        if func in READ_BACK and self.values_in(args):
+            self.doubt("it reads a value back into Python")
+            self.keep(args)
+        elif (func in LOOKS or counts_pieces(func, args, kwargs, result)) and self.values_in(args):
+            self.doubt(READ)
 
     def _uncut(self, value: Tensor, result: Tensor) -> None:
         """A slice that took everything made no op; of a larger input it takes a part."""
@@ -274,8 +268,8 @@ class Recorder:
 
     def _sized(self, result: Any) -> Any:
         if isinstance(result, tuple):
-            return Size(Sized(n, self.doubt) for n in result)
-        return Sized(result, self.doubt)
+            return Size(Sized(n, self.doubt, own=True) for n in result)
+        return Sized(result, self.doubt, own=True)
 
     # Ops
 
@@ -293,6 +287,8 @@ class Recorder:
         self.writes.expect(targets)
         result = func(*args, **kwargs)
         outputs = list(tensors_of(result))
+        if not outputs:
+            self._written_only(str(func), targets, args)
         if not outputs or not (self.by_size or any(isinstance(leaf, Operand) for leaf in leaves(traced))):
             return result
         graph = self.recording.graph
@@ -306,11 +302,23 @@ class Recorder:
             self._name(tensor, value)
         return result
 
+    def _written_only(self, spelling: str, targets: Sequence[Tensor], args: Any) -> None:
+        """An op that returns nothing has still written."""
+        graph = self.recording.graph
+        for tensor in targets:
+            known = self.value_of(tensor)
+            if known is not None:
+                old = graph.values[known]
+                fresh = graph.value(old.shape, old.dtype)
+                node = self._append("write", ([old], {}), [fresh], f"{spelling} writes and returns nothing")
+                self._overwritten(node, tensor, args, fresh)
+                self._name(tensor, fresh)
+
     def _append(self, spelling: str, traced: Any, values: list[Operand], reason: str | None = None) -> Node:
         graph = self.recording.graph
         if self.by_size and not arranges(spelling, traced):
             reason = reason or "an argument is computed from the input's size"
-        reason = reason or (None if self.by_size else grows(spelling, traced))
+        reason = reason or self.rigid or (None if self.by_size else grows(spelling, traced))
         traced = replaced(traced, self._snapshot)
         node = graph.call(spelling, traced[0], traced[1], values, reason)
         frame = self.stack[-1] if self.stack else self.recording.root
@@ -329,6 +337,7 @@ class Recorder:
     # Memory: a value is known by the view of memory that holds it
 
     def _name(self, tensor: Tensor, value: Operand) -> None:
+        self.named.append(weakref.ref(tensor))
         if tensor.layout is torch.strided:
             self.memory[StorageWeakRef(tensor.untyped_storage())][_key(tensor)] = value.index
 
@@ -380,13 +389,9 @@ class Recorder:
         written = args[1] if len(args) > 1 else 0.0
         if isinstance(written, Tensor) and self.value_of(written) is not None:
             return None
-        source = written if isinstance(written, Tensor) else torch.tensor(float(written))
-        axis, start, stop = self.slices[node.index]
-        axis %= len(self.recording.graph.values[base].shape)
-        missing = len(self.recording.graph.values[base].shape) - axis - 1
-        if node.spelling == "aten.select.int" and source.ndim >= missing:
-            source = source.unsqueeze(source.ndim - missing)
-        return [source, axis, start, stop]
+        return slab_of(
+            node.spelling, written, self.slices[node.index], len(self.recording.graph.values[base].shape)
+        )
 
 
 def _key(tensor: Tensor) -> ViewKey:

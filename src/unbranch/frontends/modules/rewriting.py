@@ -17,9 +17,11 @@ from unbranch.affine import NotLinear
 from unbranch.fold.facts import Fact
 from unbranch.fold.keeping import attributes_kept, buffers_kept, copied
 from unbranch.frontends.modules.frames import Frame
-from unbranch.frontends.modules.recorder import Recorder, unseen
+from unbranch.frontends.modules.memory import is_in_place
+from unbranch.frontends.modules.modes import unseen
+from unbranch.frontends.modules.recorder import Recorder
 from unbranch.frontends.modules.recording import Recording
-from unbranch.frontends.modules.sites import Site, is_in_place
+from unbranch.frontends.modules.sites import Site
 
 TRACING_ERRORS = (
     TraceError,
@@ -97,6 +99,18 @@ class Trace:
     ran: dict[fx.Node, frozenset[int]]
 
 
+def _check_arguments(trace: Trace, gone: Sequence[fx.Node], source: fx.Node) -> None:
+    """What goes away computes with nothing that the module is given but the source.
+
+    Raises:
+        NotLinear: it does; the folded module would not heed that argument.
+    """
+    for node in gone:
+        for given in node.all_input_nodes:
+            if trace.ran.get(node) and given.op == "placeholder" and given is not source:
+                raise NotLinear(f"its argument {given.name} goes into what would fold")
+
+
 @dataclass(eq=False)
 class Rewriter:
     """Traces the calls of one recording on demand."""
@@ -122,7 +136,8 @@ class Rewriter:
                 f"{site.frame.path or 'the root module'}: an end of it lies inside one of the module's calls"
             )
         try:
-            self._removable(trace, site.fact.members, self._later_uses(trace, site.fact))
+            gone = self._removable(trace, site.fact.members, self._later_uses(trace, site.fact))
+            _check_arguments(trace, gone, trace.holders[site.fact.source])
         except NotLinear as error:
             return f"{site.frame.path or 'the root module'}: {error}"
         return None

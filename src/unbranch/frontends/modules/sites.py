@@ -17,11 +17,12 @@ from unbranch.fold.facts import Fact, unchanged
 from unbranch.fold.graph import Node
 from unbranch.frontends.modules.emit import check_emittable
 from unbranch.frontends.modules.frames import Frame, StandIn, common_frame
+from unbranch.frontends.modules.memory import Memory
 from unbranch.frontends.modules.recording import Recording
 from unbranch.frontends.modules.remainder import remainder
 from unbranch.frontends.modules.trees import held_elsewhere
 from unbranch.frontends.modules.witness import ends_in_own_layer
-from unbranch.ops import Concat, Identity, Permute, Reshape, Slice, Sum
+from unbranch.ops import Concat, Identity, Permute, Reshape, Sum
 from unbranch.ops.convolution import Convolution
 from unbranch.ops.linear import Linear
 
@@ -86,6 +87,11 @@ class Finder:
     held: dict[int, str] | None = None
 
     @cached_property
+    def memory(self) -> Memory:
+        """Who overwrites what."""
+        return Memory(self.recording.graph)
+
+    @cached_property
     def hooked(self) -> list[Frame]:
         """The calls that somebody watches."""
         return [call for calls in self.recording.calls.values() for call in calls if call.is_hooked]
@@ -104,7 +110,7 @@ class Finder:
         frames = [self.recording.frames[node] for node in fact.members]
         frame = common_frame(frames)
         self._check_hooks(fact, frame)
-        self._check_memory(fact)
+        self.memory.check_source(fact)
         moves = any(
             isinstance(self.recording.graph.nodes[n].records[0], Reshape | Permute) for n in fact.members
         )
@@ -144,26 +150,6 @@ class Finder:
                 raise NotLinear(
                     f"{call.path or 'the root module'} has a forward hook, which would see other values"
                 )
-
-    def _check_memory(self, fact: Fact) -> None:
-        """No member overwrites the source, which others may hold."""
-        graph = self.recording.graph
-        same_memory = {fact.source}
-        for index in sorted(fact.members):
-            node = graph.nodes[index]
-            if node.inputs[0] not in same_memory:
-                continue
-            if is_in_place(node):
-                raise NotLinear(f"{node.spelling} overwrites the value that it starts from")
-            if isinstance(node.records[0], Reshape | Permute | Identity | Slice):
-                same_memory.update(node.outputs)
-
-    def _check_untouched(self, fact: Fact, until: int) -> None:
-        """Nobody overwrites the source before the node ``until`` reads it."""
-        graph = self.recording.graph
-        for node in graph.nodes[min(fact.members) : until]:
-            if node.index not in fact.members and fact.source in node.inputs and is_in_place(node):
-                raise NotLinear(f"{node.spelling} overwrites the value that it starts from")
 
     def _check_witness(self, frames: Iterable[Frame], top: Frame) -> None:
         """Every forward between the region's nodes and ``top`` must do the same for any input."""
@@ -219,7 +205,7 @@ class Finder:
         ]
         linear = isinstance(graph.nodes[groups[anchor][1][0]].records[0], Linear) or fact.geometry.rank == 0
         check_emittable(fact.geometry, linear)
-        self._check_untouched(fact, groups[anchor][1][0])
+        self.memory.check_untouched(fact, groups[anchor][1][0])
         for position, step in enumerate(steps):
             if position != anchor or not in_place:
                 self._check_references(step.frame.module)
@@ -322,7 +308,7 @@ class Finder:
         for step in steps:
             self._check_references(step.frame.module)
         anchor = self._anchor([nodes for _, nodes in groups])
-        self._check_untouched(fact, groups[anchor][1][0])
+        self.memory.check_untouched(fact, groups[anchor][1][0])
         self._check_witness((self.recording.frames[n] for n in fact.members), top)
         return Site("series", fact, top, steps, anchor, linear)
 
@@ -384,8 +370,3 @@ def _standing_for(frame: Frame) -> Frame:
     ):
         frame = frame.parent
     return frame
-
-
-def is_in_place(node: Node) -> bool:
-    """The op writes its result over its first operand."""
-    return node.spelling.startswith("aten.") and node.spelling.split(".")[1].endswith("_")

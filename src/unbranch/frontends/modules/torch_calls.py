@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from unbranch.affine import NotLinear
+from unbranch.frontends.modules.numbers import is_own, is_sized, plain
 from unbranch.frontends.modules.trees import tensors_of
 from unbranch.ops import Identity, Permute, Reshape, read
 
@@ -19,6 +20,13 @@ READ_BACK = {
     Tensor.__float__,
     Tensor.__index__,
     Tensor.__contains__,
+    Tensor.__complex__,
+    Tensor.__repr__,
+    Tensor.__format__,
+    Tensor.__dlpack__,
+    Tensor.equal,
+    Tensor.allclose,
+    Tensor.is_nonzero,
     torch.equal,
     torch.allclose,
     torch.is_nonzero,
@@ -36,6 +44,16 @@ SIZES = {
 }
 """What asks a value for its size."""
 
+LOOKS = {
+    Tensor.nbytes.__get__,  # pyright: ignore[reportAttributeAccessIssue]
+    Tensor.is_same_size,
+    Tensor.untyped_storage,
+    torch.is_same_size,
+}
+"""What tells of a value's size in another way."""
+
+_PIECES = {Tensor.split, torch.split, Tensor.unbind, torch.unbind, Tensor.__iter__}
+
 FILLS = {"aten.copy_.default", "aten.fill_.Scalar", "aten.fill_.Tensor", "aten.zero_.default"}
 """What overwrites a view whole."""
 
@@ -52,6 +70,44 @@ def written(func: Any, args: Any, kwargs: dict[str, Any]) -> list[Tensor]:
         given = args[position] if position < len(args) else kwargs.get(argument.name)
         targets.extend(tensors_of(given))
     return targets
+
+
+def counts_pieces(func: Any, args: Any, kwargs: dict[str, Any], result: Any) -> bool:
+    """The call makes as many pieces as the batch, or a picture's height, asks for; or one piece, where a larger input has more."""
+    if func not in _PIECES or not isinstance(args[0], Tensor):
+        return False
+    dim = 0
+    if func is not Tensor.__iter__:
+        at = 2 if func in (Tensor.split, torch.split) else 1
+        dim = args[at] if len(args) > at else kwargs.get("dim", 0)
+    if at_once := func in (Tensor.split, torch.split):
+        given = args[1] if len(args) > 1 else kwargs.get("split_size", kwargs.get("split_size_or_sections"))
+        if not isinstance(given, int):
+            return False
+    rank = args[0].ndim
+    varying = (0, 2) if rank == 4 else (0,)
+    return (rank <= 4 and dim % max(1, rank) in varying) or (at_once and len(result) == 1)
+
+
+def means_less(func: Any, args: Any) -> str | None:
+    """Why a view's sizes may mean something else at another size; None where they do not. They are as the forward gave them."""
+    if func not in (Tensor.view, Tensor.reshape, torch.reshape) or not isinstance(args[0], Tensor):
+        return None
+    asked = args[1] if len(args) > 1 and isinstance(args[1], list | tuple) else args[1:]
+    if any(is_sized(n) and plain(n) == 1 and not is_own(n) for n in asked):
+        return "a view's size is computed from the input's, and was 1"
+    shape, free = args[0].shape, any(type(n) is int and n == -1 for n in asked)
+    if not free:
+        return None
+    literal = [
+        type(n) is int and n > 1 and n == size
+        for n, size in zip(reversed(asked), reversed(shape), strict=False)
+    ]
+    if args[0].ndim >= 4 and sum(literal[: args[0].ndim - 1]) > 1 and asked[0] == -1:
+        return "a view names a size that the input happens to have"
+    if type(asked[0]) is int and asked[0] == 1 and shape[0] == 1:
+        return "a view takes the batch for one"
+    return None
 
 
 def cuts(index: Any) -> bool:
@@ -93,3 +149,14 @@ def bounds(spelling: str, args: Any) -> tuple[int, int, int | None]:
     if spelling == "aten.select.int":
         return axis, start, None if start == -1 else start + 1
     return axis, start, args[3] if len(args) > 3 else None
+
+
+def slab_of(spelling: str, given: Any, cut: tuple[int, int, int | None], rank: int) -> list[Any]:
+    """(source, axis, start, stop) of a constant that is written to one slice, or one position, of a value of so many axes."""
+    source = given if isinstance(given, Tensor) else torch.tensor(float(given))
+    axis, start, stop = cut
+    axis %= rank
+    missing = rank - axis - 1
+    if spelling == "aten.select.int" and source.ndim >= missing:
+        source = source.unsqueeze(source.ndim - missing)
+    return [source, axis, start, stop]

@@ -1,10 +1,10 @@
 """Nested arguments and results: what they hold, whatever containers and plain objects it lies in."""
 
 import copy
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from types import MethodType
+from types import MemberDescriptorType, MethodType
 from typing import Any
 
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ def tensors_of(tree: Any, depth: int = 8) -> Iterator[Tensor]:
     elif isinstance(tree, dict):
         for item in tree.values():
             yield from tensors_of(item, depth)
-    elif isinstance(tree, list | tuple | set):
+    elif isinstance(tree, list | tuple | set | deque):
         for item in tree:
             yield from tensors_of(item, depth)
     elif depth and not isinstance(tree, nn.Module | type | str | bytes) and not is_sized(tree):
@@ -28,11 +28,24 @@ def tensors_of(tree: Any, depth: int = 8) -> Iterator[Tensor]:
 
 
 def attributes_of(thing: Any) -> dict[str, Any]:
-    """What a plain object holds; nothing for one that has no attributes of its own."""
+    """What a plain object holds, in slots or not; nothing for one that has no attributes of its own."""
+    slots = [slot for kind in type(thing).__mro__ for slot in kind.__dict__.values() if type(slot) is _SLOT]
+    found = {slot.__name__: slot.__get__(thing) for slot in slots if _is_set(slot, thing)}
     try:
-        return vars(thing)
+        return found | vars(thing) if found else vars(thing)
     except TypeError:
-        return {}
+        return found
+
+
+def _is_set(slot: MemberDescriptorType, thing: Any) -> bool:
+    try:
+        slot.__get__(thing)
+    except AttributeError:
+        return False
+    return True
+
+
+_SLOT = MemberDescriptorType
 
 
 def leaves(tree: Any) -> Iterator[Any]:
@@ -106,6 +119,9 @@ def lent_copy(model: nn.Module) -> nn.Module:
     """A deep copy whose parameters are its own and lie in the model's memory: what a fold takes away is never copied.
 
     `settled` ends the loan. A weight that a hook computed, which torch refuses to copy, is a constant until the hook runs again.
+
+    Raises:
+        ValueError: something that a module holds cannot be copied.
     """
     known: dict[int, Tensor] = {
         id(value): value.detach().clone()
@@ -116,7 +132,25 @@ def lent_copy(model: nn.Module) -> nn.Module:
     for parameter in model.parameters():
         if type(parameter) is nn.Parameter:
             known[id(parameter)] = nn.Parameter(parameter.data, parameter.requires_grad)
-    return copy.deepcopy(model, known)
+    try:
+        return copy.deepcopy(model, known)
+    except TypeError as error:
+        raise ValueError(
+            f"{_uncopied(model)} cannot be copied ({error}): use reparameterize_, which folds where the model stands"
+        ) from error
+
+
+def _uncopied(model: nn.Module) -> str:
+    """The first attribute of a module that cannot be copied by itself."""
+    for path, module in model.named_modules():
+        for name, value in vars(module).items():
+            if name in _REGISTERED:
+                continue
+            try:
+                copy.deepcopy(value)
+            except (TypeError, RuntimeError):
+                return f"{path}.{name}".lstrip(".")
+    return type(model).__name__
 
 
 def settled(copied: nn.Module, model: nn.Module) -> nn.Module:

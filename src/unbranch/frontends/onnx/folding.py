@@ -12,9 +12,9 @@ import torch
 
 from unbranch.affine import NotLinear
 from unbranch.fold.facts import Fact
-from unbranch.fold.graph import Node
 from unbranch.fold.interpret import Interpretation, interpret
 from unbranch.fold.plan import Plan, plan
+from unbranch.fold.refusals import refusals
 from unbranch.fold.report import Folded, Refused, Report, Totals
 from unbranch.fold.totals import totals, totals_of_map
 from unbranch.frontends.dense import totals_written
@@ -29,7 +29,7 @@ from unbranch.frontends.onnx.standins import stand_ins
 from unbranch.frontends.onnx.sweep import Sweep
 from unbranch.frontends.onnx.views import Views
 from unbranch.frontends.onnx.writing import Writer
-from unbranch.ops import TABLE, Concat, Map, Pad, Reshape, Slice, Sum, Take, Write
+from unbranch.ops import Reshape, Slice, Take, Write
 
 Where: TypeAlias = str | Callable[[str, ir.Node], bool] | None
 
@@ -72,30 +72,10 @@ class Folding:
 
     def _refused(self) -> list[Refused]:
         """What the plan left alone, and the ops that would be linear but for the way they are used."""
-        reading, known = self.readings[0], self.interpretations[0]
+        own = self.readings[0].nodes
         found = [Refused(self._place(fact), why) for fact, why in self.plan.left]
-        for node, own in zip(reading.graph.nodes, reading.nodes, strict=True):
-            if (
-                node.reason is not None
-                and node.spelling in TABLE
-                and self._is_floating((*node.inputs, *node.outputs))
-            ):
-                found.append(Refused(name_of(own), node.reason))
-            if node.index in known.refusals and self._could_join(node):
-                found.append(Refused(name_of(own), known.refusals[node.index]))
+        found += [Refused(name_of(own[node.index]), why) for node, why in refusals(self.interpretations[0])]
         return list(dict.fromkeys(found))
-
-    def _could_join(self, node: Node) -> bool:
-        """It stands alone, and one of its operands is a map of something."""
-        graph, facts = self.readings[0].graph, self.interpretations[0].facts
-        alone = all(len(fact.members) == 1 for fact in facts.get(node.outputs[0], ()))
-        before = (graph.producers.get(value) for value in node.inputs)
-        return alone and any(
-            n is not None and isinstance(n.records[0], Map | Sum | Concat | Pad) for n in before
-        )
-
-    def _is_floating(self, values: Sequence[int]) -> bool:
-        return any(self.readings[0].graph.values[value].dtype.is_floating_point for value in values)
 
     def _place(self, fact: Fact) -> str:
         return name_of(main_node(self.readings[0], fact))
