@@ -142,6 +142,51 @@ def test_norms_folded_into_plain_convolutions(tmp_path: Path, generator: torch.G
     assert fold_error(deployed(X), trained(X)) <= 1e-10
 
 
+@pytest.mark.parametrize("bias", [False, True])
+def test_plain_and_folded_weights_are_told_apart_with_biases_too(
+    bias: bool, tmp_path: Path, generator: torch.Generator
+) -> None:
+    def net() -> nn.Module:
+        layers = (nn.Conv2d(3, 8, 3, padding=1, bias=bias), nn.BatchNorm2d(8), nn.ReLU())
+        return nn.Sequential(*layers).double().eval()
+
+    trained = randomize(net(), generator, X)
+    deployed = folded(trained)
+    save_file(trained.state_dict(), tmp_path / "plain.safetensors")
+    save_file(deployed.state_dict(), tmp_path / "folded.safetensors")
+    said = refused(net(), tmp_path / "folded.safetensors")
+    assert "in deploy form, its norms folded into its convolutions" in said
+    assert "the model is in plain form, with norms: load it into unbranch.reparameterize(model)" in said
+    assert "reinit" not in said
+    for options in ({}, {"reinit": ["1"]}):
+        said = refused(deployed, tmp_path / "plain.safetensors", **options)
+        assert "in plain form, with 1 norms that the model has folded and cannot get back (1)" in said
+        assert "load it into the network as it was built, then unbranch.reparameterize that" in said
+        assert "reinit" not in said
+    again = folded(net())
+    load(again, tmp_path / "folded.safetensors")
+    assert fold_error(again(X), trained(X)) <= 1e-10
+
+
+def test_a_part_that_starts_afresh_may_hold_norms(tmp_path: Path, generator: torch.Generator) -> None:
+    def net(channels: int) -> nn.Module:
+        head = nn.Sequential(nn.Conv2d(8, channels, 1), nn.BatchNorm2d(channels))
+        return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), head).double().eval()
+
+    trained = randomize(net(4), generator, X)
+    save_file(trained.state_dict(), tmp_path / "plain.safetensors")
+    save_file(folded(trained).state_dict(), tmp_path / "folded.safetensors")
+    assert load(net(5), tmp_path / "plain.safetensors", reinit=["3"]).reinit
+    assert load(folded(net(5)), tmp_path / "folded.safetensors", reinit=["3"]).reinit
+    lacking = {name: value for name, value in trained.state_dict().items() if not name.startswith("3.1.")}
+    save_file(lacking, tmp_path / "lacking.safetensors")
+    assert load(net(4), tmp_path / "lacking.safetensors", reinit=["3.1"]).reinit
+    damaged = {name: value for name, value in trained.state_dict().items() if name != "1.running_var"}
+    save_file(damaged, tmp_path / "damaged.safetensors")
+    assert "missing 1: 1.running_var" in (said := refused(net(4), tmp_path / "damaged.safetensors"))
+    assert "reinit" not in said
+
+
 def test_folding_never_touches_the_training_copy(expanded: nn.Module) -> None:
     expanded.train()
     for module in expanded.modules():

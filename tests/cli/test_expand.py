@@ -35,6 +35,9 @@ def folder(tmp_path: Path, generator: torch.Generator) -> Path:
     save_file(model.state_dict(), tmp_path / "net.safetensors")
     np.save(tmp_path / "inputs.npy", torch.randn(4, 3, 21, 17, generator=generator).numpy())
     np.save(tmp_path / "nothing.npy", np.zeros((0, 3, 21, 17), np.float32))
+    np.save(tmp_path / "channels.npy", np.ones((4, 5, 21, 17), np.float32))
+    np.save(tmp_path / "number.npy", np.float32(3))
+    np.save(tmp_path / "complex.npy", np.ones((4, 3, 21, 17), np.complex64))
     return tmp_path
 
 
@@ -106,6 +109,9 @@ def test_a_detector_stays_one(tmp_path: Path) -> None:
         (("--where", "3"), "3: the recipe makes"),
         (("--calibrate", "@nothing.npy"), "holds no data"),
         (("--calibrate", "@absent.npy"), "there is no such file"),
+        (("--calibrate", "@channels.npy"), "channels.npy: the model cannot run on it: Given groups=1"),
+        (("--calibrate", "@number.npy"), "holds a single number"),
+        (("--calibrate", "@complex.npy"), "holds complex numbers"),
         (("--calibrate", "@"), "pictures calibrate a detector"),
         (("-o", "@out.pth"), "weights are written as .safetensors"),
     ],

@@ -1,6 +1,8 @@
 """Expansion put to wrong use: refused in a line, with the model as it was; layers that are more than a convolution stay."""
 
 import copy
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -139,6 +141,11 @@ def test_where_that_selects_nothing_names_what_there_is(x: Tensor) -> None:
         (lambda x: x, TypeError, "pass a list of batches"),
         (lambda x: [(x, torch.arange(3))], TypeError, "a batch of 2 values is no call of Sequential"),
         (lambda x: [], ValueError, "0 saw none"),
+        (lambda x: [x[:0]], ValueError, "0 saw none"),
+        (lambda x: "abc", TypeError, "batches is a str: pass a list of batches"),
+        (lambda x: {"x": x}, TypeError, "batches is a dict: pass a list of batches"),
+        (lambda x: [x, "a"], TypeError, "a batch is a str: pass a tensor"),
+        (lambda x: [x, 3], TypeError, "a batch is a int: pass a tensor"),
         (lambda x: [x, x.log()], ValueError, "0 saw, or made, numbers that are not finite"),
         (lambda x: [x, x[:, :3]], RuntimeError, "to have 4 channels, but got 3"),
     ],
@@ -156,6 +163,60 @@ def test_calibration(
         calibrate(wide, batches(x))
     assert all(torch.equal(value, before[name]) for name, value in wide.state_dict().items())
     assert all(module.training and not module._forward_hooks for module in wide.modules())
+
+
+RULED_OUT = """
+import torch
+from torch import nn
+from unbranch.expand import calibrate, expand_
+
+net = nn.Sequential(nn.Conv2d(4, 6, 3, padding=1), nn.ReLU()).eval()
+for call in (lambda: calibrate(net, None), lambda: calibrate(net, 3), lambda: expand_(net, example_inputs=3)):
+    try:
+        call()
+    except TypeError as error:
+        print(error)
+"""
+
+
+def test_what_the_annotations_rule_out() -> None:
+    """In a process of its own, where nobody checks them."""
+    ran = subprocess.run(
+        [sys.executable, "-c", RULED_OUT], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert ran.stdout.splitlines() == [
+        "batches is a NoneType: pass a list of batches, such as [x]",
+        "batches is a int: pass a list of batches, such as [x]",
+        "example_inputs is a int: pass a tensor, a sequence of arguments or a mapping of them",
+    ]
+
+
+def test_empty_batches_are_passed_over(generator: torch.Generator, x: Tensor) -> None:
+    net = randomize(two(), generator, x).eval()
+    wide = expand(net, "repvgg", x)
+    other = copy.deepcopy(wide)
+    assert calibrate(wide, [x[:0], x, x[:0]]) == calibrate(other, [x]) > 0
+    assert all(torch.equal(value, other.state_dict()[name]) for name, value in wide.state_dict().items())
+    assert fold_error(wide(x), net(x)) <= 1e-10
+
+
+def test_example_inputs_that_the_model_does_not_take(x: Tensor) -> None:
+    net = two()
+    before = list(net.modules())
+    given: list[tuple[Any, type[Exception], str]] = [
+        (
+            x[:, :3],
+            ValueError,
+            r"^Sequential does not take example_inputs of shape \(3, 3, 9, 7\): .* 4 channels",
+        ),
+        ((x, x), ValueError, r"does not take example_inputs of shape \(3, 4, 9, 7\), \(3, 4, 9, 7\): "),
+        ("x", ValueError, "does not take example_inputs of shape str: "),
+    ]
+    for inputs, kind, message in given:
+        with pytest.raises(kind, match=message) as caught:
+            expand_(net, "repvgg", inputs)
+        assert "\n" not in str(caught.value)
+    assert list(net.modules()) == before
 
 
 def test_synchronised_norms_stay_so(generator: torch.Generator, x: Tensor) -> None:

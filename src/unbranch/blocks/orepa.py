@@ -1,5 +1,6 @@
 """OREPA's block."""
 
+from dataclasses import replace
 from math import prod
 from typing import Unpack, no_type_check
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from unbranch.affine import Affine, add, compose, scale
 from unbranch.blocks.block import Block, BlockOptions, Branches, Sum, per_output, scale_of
 from unbranch.blocks.shortcuts import shortcut_branch
-from unbranch.blocks.spec import Axes, ConvSpec, pad_layer
+from unbranch.blocks.spec import NORMS, Axes, ConvSpec, pad_layer
 
 
 class Squeezed(Branches):
@@ -21,7 +22,8 @@ class Squeezed(Branches):
 
     def __init__(self, spec: ConvSpec) -> None:
         super().__init__()
-        self.spec = spec
+        # For its geometry: the factory of the norm may be a lambda, with which no module could be pickled.
+        self.spec = replace(spec, norm=NORMS[spec.dims - 1])
         self.dense, self.pointwise = _kernel(spec, spec.kernel), _kernel(spec, (1,) * spec.dims)
         self.first, self.second = _kernel(spec, (1,) * spec.dims, inner=True), _kernel(spec, spec.kernel)
         self.averaged = _kernel(spec, (1,) * spec.dims)

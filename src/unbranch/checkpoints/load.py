@@ -4,12 +4,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
+from typing import NoReturn
 
 from torch import Tensor, nn
 
 from unbranch.checkpoints.errors import CheckpointError, summary
 from unbranch.checkpoints.files import read_weights
-from unbranch.checkpoints.match import EXPANDED, Reading, Target, forms_in_file, read_as, within
+from unbranch.checkpoints.match import EXPANDED, Reading, Target, forms_in_file, norms_in, read_as, within
 from unbranch.expand import expand_like_, unchanged_on_error
 from unbranch.frontends.modules import ExampleInputs
 
@@ -17,7 +18,6 @@ _COUNTER = (
     "num_batches_tracked"  # of batch norm: how many batches its statistics saw; outputs do not depend on it
 )
 _SHOWN = 2
-_STATISTICS = "running_mean"
 
 
 @dataclass(frozen=True)
@@ -93,9 +93,9 @@ def load(
         grown = _grown(path, model, reading, example_inputs)
         target = Target.of(model) if grown else target
         _check_parts(parts, target, reading)
-        reading = reading.without(parts)
-        _check_forms(path, target, reading)
-        reading = reading.with_tied(target)
+        whole, reading = reading, reading.without(parts).with_tied(target)
+        _check_forms(path, target, reading, parts)
+        _check_norms(path, target, whole, parts)
         absent = tuple(n for n in target.state if n not in reading.tensors and not within(n, parts))
         counters = tuple(name for name in absent if name.endswith(_COUNTER))
         _check_tensors(path, target, reading, tuple(name for name in absent if name not in counters))
@@ -133,11 +133,30 @@ def _check_parts(parts: tuple[str, ...], target: Target, reading: Reading) -> No
             raise ValueError(f"reinit={part!r} names no part of the model; it has {', '.join(known)}")
 
 
-def _check_forms(path: Path, target: Target, reading: Reading) -> None:
+def _check_forms(path: Path, target: Target, reading: Reading, parts: tuple[str, ...]) -> None:
     """Tell another form of the same network from a network that does not fit."""
-    said = _other_form(target, reading)
-    if said is None:
-        return
+    said = _other_form(target, reading, parts)
+    if said is not None:
+        _refuse_form(path, said, target, reading)
+
+
+def _check_norms(path: Path, target: Target, reading: Reading, parts: tuple[str, ...]) -> None:
+    """Norms in the file have no place where the model folded its own, and its convolutions none for weights that need a norm behind them.
+
+    To leave such a norm out, as ``parts`` may ask for, would leave its convolution with the wrong weights; a part around it may be.
+    """
+    around = tuple(part for part in parts if part not in target.folded)
+    norms = norms_in(reading.tensors)
+    plain = [norm for norm in target.folded if norm in norms and not within(norm, around)]
+    if plain:
+        said = (
+            f"in plain form, with {len(plain)} norms that the model has folded and cannot get back ({summary(plain)}): "
+            "load it into the network as it was built, then unbranch.reparameterize that"
+        )
+        _refuse_form(path, said, target, reading)
+
+
+def _refuse_form(path: Path, said: str, target: Target, reading: Reading) -> NoReturn:
     missing = tuple(name for name in target.state if name not in reading.tensors)
     left_over = tuple(reading.theirs[name] for name in reading.tensors if name not in target.state)
     keys = "".join(
@@ -148,7 +167,7 @@ def _check_forms(path: Path, target: Target, reading: Reading) -> None:
     raise CheckpointError(f"{path}: {said}{keys}", missing=missing, left_over=left_over)
 
 
-def _other_form(target: Target, reading: Reading) -> str | None:
+def _other_form(target: Target, reading: Reading, parts: tuple[str, ...]) -> str | None:
     """What form the file is in and what to do, where it is another one than the model's."""
     forms = forms_in_file(reading.tensors, target)
     other = {block: form for block, form in forms.items() if form != target.blocks[block]}
@@ -174,23 +193,25 @@ def _other_form(target: Target, reading: Reading) -> str | None:
             f"in {form} form, with branches in {len(blocks)} blocks that the model has folded and cannot get back: "
             "load before switch_to_deploy()"
         )
-    if _is_folded(target, reading):
+    if _is_folded(target, reading, parts):
         return (
-            "in deploy form, its norms folded into its convolutions and not to be recovered: "
+            "in deploy form, its norms folded into its convolutions and not to be recovered, and the model is in plain form, with norms: "
             "load it into unbranch.reparameterize(model)"
         )
     return None
 
 
-def _is_folded(target: Target, reading: Reading) -> bool:
-    """The model has norms and the file none, but biases for the convolutions before them."""
-    norms = [name for name in target.state if name.endswith(_STATISTICS)]
+def _is_folded(target: Target, reading: Reading, parts: tuple[str, ...]) -> bool:
+    """The file has nothing of some norms of the model, and more than the model has only in biases for convolutions.
+
+    Where those have biases as they are, it has no more, and the norms are all that it lacks.
+    """
     extra = [name for name in reading.tensors if name not in target.state]
-    return (
-        bool(norms and extra)
-        and not any(name in reading.tensors for name in norms)
-        and all(name.endswith(".bias") and name[:-4] + "weight" in target.state for name in extra)
-    )
+    absent = [name for name in target.state if name not in reading.tensors and not within(name, parts)]
+    norms = norms_in(absent)
+    gone = [norm for norm in norms if not any(within(name, (norm,)) for name in reading.tensors)]
+    biases = all(name.endswith(".bias") and name[:-4] + "weight" in target.state for name in extra)
+    return bool(gone) and biases and (bool(extra) or all(within(name, tuple(gone)) for name in absent))
 
 
 def _check_tensors(path: Path, target: Target, reading: Reading, missing: tuple[str, ...]) -> None:
@@ -217,11 +238,14 @@ def _check_tensors(path: Path, target: Target, reading: Reading, missing: tuple[
     if not faults:
         return
     fitting = len(shared) - len(unlike)
-    parts = {name.split(".", 1)[0] for name in (*missing, *extra, *unlike)}
+    odd = (*missing, *extra, *unlike)
+    parts = {name.split(".", 1)[0] for name in odd}
+    norms = norms_in((*target.state, *reading.tensors))
+    spare = len(parts) == 1 and not all(within(name, norms) for name in odd)  # a convolution needs its norm
     if fitting < len(target.state) / 2:
         advice = "; is it a checkpoint of another network?"
     else:
-        advice = f"; reinit={sorted(parts)} would leave that part as it is" if len(parts) == 1 else ""
+        advice = f"; reinit={sorted(parts)} would leave that part as it is" if spare else ""
     raise CheckpointError(
         f"{path}: {fitting} of the model's {len(target.state)} tensors fit ({reading.whose} names); "
         f"{'; '.join(faults)}{advice}",

@@ -11,6 +11,7 @@ from unbranch.blocks import Block, Branches
 from unbranch.checkpoints.dialects import DIALECTS
 from unbranch.checkpoints.files import prefix_lengths
 from unbranch.expand import Expanded
+from unbranch.ops.batch_norm import FoldedNorm
 
 _PARALLEL = (
     "module.",
@@ -18,6 +19,7 @@ _PARALLEL = (
 )  # what DataParallel, DDP and torch.compile put before a model's own keys
 _AVERAGED = "n_averaged"  # torch.optim.swa_utils.AveragedModel's counter, which stands beside its "module."
 EXPANDED = "expanded"
+STATISTICS = ".running_mean"
 _FOLDED = re.compile(
     r"(\d+\.|conv\.)?(weight|bias)"
 )  # what a convolution, or a pad and one, keep under "branches."
@@ -25,12 +27,15 @@ _FOLDED = re.compile(
 
 @dataclass(frozen=True)
 class Target:
-    """A model's tensors by name, wrappers' prefixes cut off, the form of each block by path, and the paths of expanded layers."""
+    """A model's tensors by name, wrappers' prefixes cut off, the form of each block by path, and the paths of expanded layers and of
+    norms that were folded.
+    """
 
     state: dict[str, Tensor]
     prefix: str
     blocks: dict[str, str]
     expanded: tuple[str, ...] = ()
+    folded: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, model: nn.Module) -> "Target":
@@ -48,7 +53,8 @@ class Target:
             for path, module in paths.items()
             if isinstance(module, Expanded) and isinstance(module.branches, Branches)
         )
-        return cls({key[cut:]: value for key, value in state.items()}, prefix, blocks, expanded)
+        folded = tuple(path for path, module in paths.items() if isinstance(module, FoldedNorm))
+        return cls({key[cut:]: value for key, value in state.items()}, prefix, blocks, expanded, folded)
 
     @property
     def form(self) -> str:
@@ -96,6 +102,11 @@ class Reading:
             if name not in self.tensors and tensor.numel() and (place := _place(tensor)) in kept
         }
         return replace(self, tensors=self.tensors | tied)
+
+
+def norms_in(names: Iterable[str]) -> tuple[str, ...]:
+    """The paths of the norms that keep statistics, by the names of these."""
+    return tuple(name.removesuffix(STATISTICS) for name in names if name.endswith(STATISTICS))
 
 
 def within(name: str, parts: tuple[str, ...]) -> bool:

@@ -47,6 +47,10 @@ def _stored(path: Path, suffix: str) -> list[Tensor]:
         raise InputError(f"--calibrate {path}: cannot be read: {' '.join(str(error).split())}") from error
     if not found or not all(one.numel() for one in found):
         raise InputError(f"--calibrate {path}: holds no data")
+    if any(one.ndim == 0 for one in found):
+        raise InputError(f"--calibrate {path}: holds a single number, which is no batch of inputs")
+    if any(one.is_complex() for one in found):
+        raise InputError(f"--calibrate {path}: holds complex numbers; save what the network takes")
     return found
 
 

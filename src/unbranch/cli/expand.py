@@ -15,9 +15,11 @@ from unbranch.cli.console import out, out_json, say, working
 from unbranch.cli.errors import FAILED
 from unbranch.cli.forms.module import ModuleNetwork
 from unbranch.cli.shapes import examples
+from unbranch.deploy.said import first_line
 from unbranch.deploy.weights import check_writable, save_weights
 from unbranch.detect.errors import InputError
 from unbranch.expand import RECIPES, calibrate, expand_
+from unbranch.fold.verify import RUN_ERRORS
 from unbranch.models.yolo import YOLO
 from unbranch.report import certificate_table
 from unbranch.report.sketch import sketched
@@ -76,7 +78,7 @@ def command(  # noqa: PLR0913 - the options are the interface
     wide = copy.deepcopy(network)
     with working("expanding"):
         done = expand_(wide, recipe, inputs, where=where)
-        norms = 0 if calibration is None else calibrate(wide, batches_of(calibration, network))
+        norms = 0 if calibration is None else _calibrated(wide, calibration, network)
     with working("running both"):
         certificate = verbs.verify(network, wide, inputs)
     if target is not None and certificate:
@@ -122,6 +124,14 @@ def _opened(
     detector = load_model(spec)
     side = str(5 * detector.stride)
     return detector, examples(detector, sizes or [side], batch), ()
+
+
+def _calibrated(wide: nn.Module, source: str, network: nn.Module) -> int:
+    batches = batches_of(source, network)
+    try:
+        return calibrate(wide, batches)
+    except RUN_ERRORS as error:
+        raise InputError(f"--calibrate {source}: the model cannot run on it: {first_line(error)}") from error
 
 
 def _save(wide: nn.Module, target: Path, spec: str, recipe: str) -> None:

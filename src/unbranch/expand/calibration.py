@@ -2,7 +2,7 @@
 
 import copy
 import inspect
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from unbranch.blocks.block import scale_of
 from unbranch.expand.expanded import Expanded
 from unbranch.frontends.modules import arguments, unwrap
+from unbranch.frontends.modules.trees import tensors_of
 from unbranch.ops.batch_norm import restate
 
 
@@ -26,7 +27,9 @@ class _Moments:
     squares: Tensor | float = 0.0
 
     def see(self, x: Tensor) -> "_Moments":
-        """One more batch (N, C, *size)."""
+        """One more batch (N, C, *size); an empty one says nothing."""
+        if not x.numel():
+            return self
         flat = x.detach().double().transpose(0, 1).flatten(1)
         count, mean = flat.shape[1], flat.mean(1)
         gap = mean - self.mean
@@ -53,24 +56,22 @@ def calibrate(model: nn.Module, batches: Iterable[Any]) -> int:
     changes. In training mode, on a batch like these, ``var' = g**2 (var + eps) - eps`` with the plain norm's own gain g makes the layer
     what the plain convolution and its norm make of it. Where there was no norm, or the recipe adds something that no norm ends (as
     RepMixer the input), g = 1 and it is what eval mode makes of it. The border inside a diverse branch block follows the running
-    statistics, so there the two agree but for the edge.
+    statistics, so there the two agree but for the edge. A layer that the network calls several times is calibrated on all calls
+    together and normalises each by itself in training, so there the two agree only where its calls are alike.
 
     Args:
         model: With layers fresh from `expand_`; its mode is kept, and so are the statistics of all other norms. It runs as the plain
             network would in training, but for dropout and the like.
-        batches: Each one tensor, a sequence of arguments or a mapping, as for `reparameterize`.
+        batches: Each one tensor, a sequence of arguments or a mapping, as for `reparameterize`; empty ones are passed over.
 
     Returns:
         How many norms were calibrated; a recipe without norms trains as it is.
 
     Raises:
         ValueError: no batch, no expanded layer, or batches that a layer makes numbers of that are not finite; the model is unchanged.
-        TypeError: one tensor in place of batches, or more in a batch than the model takes.
+        TypeError: no batches but one tensor or something else, or more in a batch than the model takes.
     """
-    if isinstance(batches, Tensor):
-        raise TypeError(
-            "batches is one tensor, which would be taken apart: pass a list of batches, such as [x]"
-        )
+    _check_batches(batches)
     paths = {module: path or "the model" for path, module in model.named_modules()}
     layers = [layer for layer in model.modules() if isinstance(layer, Expanded)]
     norms = [norm for layer in layers for norm in layer.modules() if isinstance(norm, _BatchNorm)]
@@ -79,7 +80,10 @@ def calibrate(model: nn.Module, batches: Iterable[Any]) -> int:
     moments = {id(module): _Moments() for module in (*norms, *layers)}
 
     def watch_norm(norm: nn.Module, args: tuple[Tensor, ...]) -> None:
-        moments[id(norm)].see(args[0])
+        if (
+            id(norm) in moments
+        ):  # a copy, as a look at the layer's weight makes, has the hooks of what it was made of
+            moments[id(norm)].see(args[0])
 
     def watch_layer(layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         moments[id(layer)].see(output)
@@ -91,9 +95,10 @@ def calibrate(model: nn.Module, batches: Iterable[Any]) -> int:
     try:
         with _normalising(model, layers):
             for batch in batches:
-                args, kwargs = arguments(batch)
-                _check_fits(model, args, kwargs)
-                model(*args, **kwargs)
+                args, kwargs = _call_of(model, batch)
+                given = list(tensors_of((args, kwargs)))
+                if not given or any(tensor.numel() for tensor in given):
+                    model(*args, **kwargs)
     finally:
         for handle in handles:
             handle.remove()
@@ -104,7 +109,22 @@ def calibrate(model: nn.Module, batches: Iterable[Any]) -> int:
     return len(norms)
 
 
-def _check_fits(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _check_batches(batches: Any) -> None:
+    if isinstance(batches, Tensor):
+        raise TypeError(
+            "batches is one tensor, which would be taken apart: pass a list of batches, such as [x]"
+        )
+    if isinstance(batches, str | bytes | Mapping) or not isinstance(batches, Iterable):
+        raise TypeError(f"batches is a {type(batches).__name__}: pass a list of batches, such as [x]")
+
+
+def _call_of(model: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments that a batch stands for, which the model's forward can be called with."""
+    if isinstance(batch, str | bytes) or not isinstance(batch, Tensor | Sequence | Mapping):
+        raise TypeError(
+            f"a batch is a {type(batch).__name__}: pass a tensor, a sequence of arguments or a mapping of them"
+        )
+    args, kwargs = arguments(batch)
     inner, _ = unwrap(model)
     try:
         inspect.signature(inner.forward).bind(*args, **kwargs)
@@ -113,6 +133,7 @@ def _check_fits(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
             f"a batch of {len(args) + len(kwargs)} values is no call of {type(inner).__name__} ({error}): pass what the model takes alone, "
             "such as ((images,) for images, labels in loader)"
         ) from error
+    return args, kwargs
 
 
 def _check_seen(path: str, moments: list[_Moments]) -> None:
@@ -128,7 +149,7 @@ def _check_seen(path: str, moments: list[_Moments]) -> None:
 def _as_plain(layer: Expanded, output: Tensor) -> Tensor:
     """What the plain convolution and its norm would make of this batch in training."""
     plain = layer.plain_norm
-    if plain is None or not layer.last_norms():
+    if plain is None or not layer.last_norms() or not output.numel():
         return output
     mean, variance = _Moments().see(output).known()
     shape = (-1, *(1,) * (output.ndim - 2))

@@ -152,7 +152,7 @@ def expanded(
     in eval mode.
 
     Raises:
-        ValueError: no branch of the recipe can hold the kernel.
+        ValueError: no branch of the recipe can hold the kernel, or not in the dtype.
         NotLinear: the branches are not a convolution of the target's geometry.
     """
     branches = branches.double().eval()
@@ -172,6 +172,8 @@ def expanded(
     new = [name for name, p in branches.named_parameters() if id(p) not in own]
     remembered = None if plain_norm is None else PlainNorm.of(plain_norm, spec.dims)
     branches = branches.to(like).to(memory_format=layout_of(like))
+    if not all(bool(torch.isfinite(p).all()) for p in branches.parameters()):
+        raise ValueError(f"its branches would hold numbers beyond {str(like.dtype).removeprefix('torch.')}")
     return Expanded(spec, branches, new, remembered).eval()
 
 

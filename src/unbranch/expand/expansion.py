@@ -15,9 +15,9 @@ from unbranch.affine import Affine, NotLinear
 from unbranch.blocks import Branches, ConvSpec, Sum
 from unbranch.blocks.spec import NORMS
 from unbranch.expand.expanded import Expanded, expanded
+from unbranch.expand.places import Places
 from unbranch.expand.recipes import Recipe, recipe_of
-from unbranch.frontends.modules import ExampleInputs, Where, to_affine, unwrap
-from unbranch.frontends.modules.folding import Folding, prepare
+from unbranch.frontends.modules import ExampleInputs, Recording, Where, to_affine, unwrap
 from unbranch.frontends.modules.frames import Frame
 from unbranch.frontends.modules.sites import Site
 from unbranch.frontends.modules.writing import Writer
@@ -74,7 +74,8 @@ def expand_(
 ) -> Expansion:
     """Turn chosen convolutions of a trained network into branches, in place: ``sum_b s_b (w_b * x) + t_b = W * x + b``.
 
-    The norm behind a convolution goes into the branches, which have norms of their own (same eps and momentum). New branches start
+    The norm directly behind a convolution goes into the branches, which have norms of their own (same eps and momentum); what else
+    follows, linear or not, stays. New branches start
     from their layers' own initialisation; the branch with the full kernel makes up the difference. In training mode the norms use
     the batch's statistics: `calibrate` makes that the same function too. Make optimizers afterwards: the parameters are new ones.
 
@@ -89,8 +90,8 @@ def expand_(
         The layers that have branches now. Parameters of the branches require gradients.
 
     Raises:
-        ValueError: training mode; ``where`` selects nothing, a layer with branches already, or a convolution that the recipe cannot
-            express; the model itself is the convolution. The model is unchanged then.
+        ValueError: training mode; example inputs that the model does not take; ``where`` selects nothing, a layer with branches already,
+            or a convolution that the recipe cannot express; the model itself is the convolution. The model is unchanged then.
         TypeError: an argument of another kind.
 
     Source: the inverse of structural re-parameterization (Ding et al., RepVGG, CVPR 2021).
@@ -107,14 +108,14 @@ def _expand(
     inner, _ = unwrap(model)
     make = recipe_of(recipe)
     _check(inner, where)
-    folding = prepare(inner, example_inputs, layers_only=True)
+    places = Places.of(inner, example_inputs)
     left: list[tuple[str, str]] = []
     made: list[tuple[str, nn.Module, Site | None, Expanded]] = []
     for path, layer in _selected(inner, where):
         try:
-            _check_calls(layer, folding.recording.calls[id(layer)])
-            site = _site_of(layer, folding)
-            made.append((path, layer, site, _branches(layer, site, folding, make)))
+            _check_calls(layer, places.recording.calls[id(layer)])
+            site = places.site_of(layer)
+            made.append((path, layer, site, _branches(layer, site, places.recording, make)))
         except SingleBranch as error:
             left.append((path, str(error)))
         except (NotLinear, ValueError) as error:
@@ -125,7 +126,7 @@ def _expand(
         raise ValueError(
             "no convolution of the model can be expanded" + "".join(f"; {p}: {why}" for p, why in left)
         )
-    root = _place(inner, folding, made)
+    root = _place(inner, places.recording, made)
     return root, Expansion(tuple(path for path, *_ in made), tuple(left))
 
 
@@ -143,14 +144,14 @@ def _check(model: nn.Module, where: Where) -> None:
 
 
 def _place(
-    model: nn.Module, folding: Folding, made: Sequence[tuple[str, nn.Module, Site | None, Expanded]]
+    model: nn.Module, recording: Recording, made: Sequence[tuple[str, nn.Module, Site | None, Expanded]]
 ) -> nn.Module:
     layers = {id(layer): new for _, layer, _, new in made}
 
     def layer_of(site: Site, affine: Affine) -> nn.Module:
         return layers[id(site.steps[site.anchor].frame.module)]
 
-    writer = Writer(model, folding.recording, layer_of)
+    writer = Writer(model, recording, layer_of)
     for _, layer, site, new in made:
         if site is None:
             writer.replace(layer, new)
@@ -214,25 +215,6 @@ def _matches(path: str, module: nn.Conv1d | nn.Conv2d | nn.Conv3d, model: nn.Mod
     return any(fnmatchcase(p, where) for p in around)
 
 
-def _site_of(layer: nn.Module, folding: Folding) -> Site | None:
-    """The chain of convolution and norm that ``layer`` begins, if any.
-
-    Raises:
-        ValueError: it folds into another layer.
-    """
-    for site in folding.sites:
-        modules = [step.frame.module for step in site.steps]
-        if layer in modules and site.how == "chain":
-            if modules[site.anchor] is not layer or site.linear:
-                raise ValueError("it folds into another layer")
-            return site
-        if any(
-            node in call.nodes for call in folding.recording.calls[id(layer)] for node in site.fact.members
-        ):
-            raise ValueError(f"it is a branch of {site.place} already")
-    return None
-
-
 def _check_calls(layer: nn.Module, calls: Sequence[Frame]) -> None:
     """Whoever calls or watches the layer must not notice that another one stands in its place.
 
@@ -250,19 +232,20 @@ def _check_calls(layer: nn.Module, calls: Sequence[Frame]) -> None:
             )
 
 
-def _branches(layer: nn.Module, site: Site | None, folding: Folding, recipe: Recipe) -> Expanded:
+def _branches(layer: nn.Module, site: Site | None, recording: Recording, recipe: Recipe) -> Expanded:
     assert isinstance(layer, PLAIN)
-    spec = spec_of(layer, None if site is None else _norm_of(site))
+    norm = None if site is None else site.steps[-1].frame.module
+    spec = spec_of(layer, _factory_of(norm, len(layer.kernel_size)))
     # A layer of somebody's own may compute more than the convolution that is found in it.
     alone = to_affine(layer, torch.zeros((1, layer.in_channels, *spec.example_size)).to(layer.weight))
-    target = alone if site is None else site.fact.evaluate(folding.recording.graph.device)
+    target = alone if site is None else site.fact.evaluate(recording.graph.device)
     branches = recipe(spec)
     if not isinstance(branches, Branches):
         kind = type(branches).__name__
         raise TypeError(f"a recipe makes blocks.Branches of a blocks.ConvSpec; this one made a {kind}")
     if isinstance(branches, Sum) and _is_single(branches) and isinstance(branches.norm, nn.Identity):
         raise SingleBranch("the recipe makes one branch of it, which is what it is")
-    return expanded(target, spec, branches, layer.weight.detach(), None if site is None else _end_of(site))
+    return expanded(target, spec, branches, layer.weight.detach(), norm)
 
 
 def spec_of(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, norm: Callable[[int], nn.Module] | None) -> ConvSpec:
@@ -280,22 +263,15 @@ def spec_of(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, norm: Callable[[int], nn.M
     )
 
 
-def _norm_of(site: Site) -> Callable[[int], nn.Module] | None:
-    """A factory of norms like the one that goes into the branches."""
-    for step in site.steps:
-        norm = step.frame.module
-        if isinstance(norm, nn.SyncBatchNorm):
-            same = {"eps": norm.eps, "momentum": norm.momentum, "process_group": norm.process_group}
-            return partial(nn.SyncBatchNorm, **same)
-        if isinstance(norm, NORMS):
-            return partial(NORMS[site.fact.geometry.rank - 1], eps=norm.eps, momentum=norm.momentum)
-    return None
-
-
-def _end_of(site: Site) -> nn.Module | None:
-    """The norm of a convolution and its norm; None for a longer chain, whose output is not the norm's."""
-    last = site.steps[-1].frame.module
-    return last if len(site.steps) == 2 and isinstance(last, _BatchNorm) else None
+def _factory_of(norm: nn.Module | None, dims: int) -> Callable[[int], nn.Module] | None:
+    """Makes norms like the one that goes into the branches; None, and so batch norms as they come, without one."""
+    if norm is None:
+        return None
+    assert isinstance(norm, _BatchNorm)
+    same = {"eps": norm.eps, "momentum": norm.momentum}
+    if isinstance(norm, nn.SyncBatchNorm):
+        return partial(nn.SyncBatchNorm, **same, process_group=norm.process_group)
+    return partial(NORMS[dims - 1], **same)
 
 
 def parameter_groups(model: nn.Module, lr: float, branch_lr: float) -> list[dict[str, Any]]:

@@ -37,7 +37,7 @@ class _State:
     def restore(self) -> None:
         """As it was."""
         now, before = _entries(self.held), self.before
-        if isinstance(before, dict):
+        if isinstance(before, dict) and isinstance(now, dict):
             if now.keys() != before.keys() or any(now[key] is not before[key] for key in before):
                 inner = self.held if isinstance(self.held, dict) else vars(self.held)
                 inner.clear()

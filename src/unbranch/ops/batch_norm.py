@@ -109,17 +109,18 @@ def onnx_batch_normalization(
 class FoldedNorm(nn.Identity):
     """Stands where a batch norm was: passes its input on, and shows a neutral norm to code that asks for one.
 
-    Weight 1, bias 0, mean 0 and variance 1 - eps, so whoever folds it once more folds an identity. None of it is saved.
+    Weight 1, bias 0, mean 0, variance 1 and eps 0, whatever that of the norm was: ``1 / sqrt(1 + 0)`` is 1 in every dtype that the buffers
+    are cast to and back from, so whoever folds it once more folds an identity. None of it is saved.
     """
 
-    def __init__(self, channels: int, eps: float, like: Tensor | None) -> None:
+    def __init__(self, channels: int, like: Tensor | None) -> None:
         super().__init__()
         options = {} if like is None else {"dtype": like.dtype, "device": like.device}
-        self.num_features, self.eps = channels, eps
+        self.num_features, self.eps = channels, 0.0
         self.register_buffer("weight", torch.ones(channels, **options), persistent=False)
         self.register_buffer("bias", torch.zeros(channels, **options), persistent=False)
         self.register_buffer("running_mean", torch.zeros(channels, **options), persistent=False)
-        self.register_buffer("running_var", torch.full((channels,), 1 - eps, **options), persistent=False)
+        self.register_buffer("running_var", torch.ones(channels, **options), persistent=False)
 
 
 @torch.no_grad()

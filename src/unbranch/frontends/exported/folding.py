@@ -14,6 +14,7 @@ from unbranch.affine import NotLinear
 from unbranch.fold.facts import Fact
 from unbranch.fold.interpret import Interpretation, interpret
 from unbranch.fold.plan import Plan, plan
+from unbranch.fold.refusals import refusals
 from unbranch.fold.report import Folded, Refused, Report, Totals
 from unbranch.fold.totals import totals
 from unbranch.frontends.dense import dense_work, totals_written
@@ -39,6 +40,7 @@ class Folding:
     program: ExportedProgram
     reading: Reading
     numbers: Numbers
+    known: Interpretation
     places: list[Place]
     plan: Plan
 
@@ -55,12 +57,13 @@ class Folding:
             after = after + Totals(
                 added.ops - removed.ops, added.multiply_adds - removed.multiply_adds, added.parameters
             )
-            name = self._path(place.fact) or place.end.name
+            name = self._path(place.fact.members) or place.end.name
             folded.append(Folded(name, str(place.fact.geometry), "graph", removed, added, place.end.name))
         gone = set().union(*(place.gone for place in self.places))
         staying = [n for n in self.program.graph.nodes if n not in gone | self.reading.fixed]
         after = replace(after, parameters=after.parameters - before.parameters + self._parameters(staying))
-        refused = [Refused(self._path(fact) or self._last(fact), why) for fact, why in self.plan.left]
+        refused = [Refused(self._place(fact.members), why) for fact, why in self.plan.left]
+        refused += [Refused(self._place([node.index]), why) for node, why in refusals(self.known)]
         folded.reverse()
         return Report(before, after, tuple(folded), tuple(dict.fromkeys(refused)), (), applied)
 
@@ -68,19 +71,21 @@ class Folding:
         """The copy."""
         writer = Writer(self.program, self.reading, self.numbers)
         for place in self.places:
-            stack = common_stack(self._nodes(place.fact))
+            stack = common_stack(self._nodes(place.fact.members))
             meta = {key: value for key, value in place.end.meta.items() if key == "stack_trace"}
-            writer.write(place, self._path(place.fact), meta | {"nn_module_stack": stack})
+            writer.write(place, self._path(place.fact.members), meta | {"nn_module_stack": stack})
         return writer.finish()
 
-    def _nodes(self, fact: Fact) -> list[Node]:
-        return [self.reading.nodes[i] for i in sorted(fact.members)]
+    def _nodes(self, members: Iterable[int]) -> list[Node]:
+        return [self.reading.nodes[i] for i in sorted(members)]
 
-    def _path(self, fact: Fact) -> str:
-        return next((path for path, _ in reversed(common_stack(self._nodes(fact)).values())), "")
+    def _path(self, members: Iterable[int]) -> str:
+        """The module that all of the nodes ran in; nothing where that is the program itself."""
+        return next((path for path, _ in reversed(common_stack(self._nodes(members)).values())), "")
 
-    def _last(self, fact: Fact) -> str:
-        return self._nodes(fact)[-1].name
+    def _place(self, members: Iterable[int]) -> str:
+        """That, or the last of them."""
+        return self._path(members) or self._nodes(members)[-1].name
 
     def _parameters(self, nodes: Iterable[Node]) -> int:
         """Elements of the parameters that nodes read, constants on the way included; a placeholder reads itself."""
@@ -143,7 +148,7 @@ def prepare(
 
     beside = partial(work_beside, reading, is_core(program))
     chosen = plan(known, costs_of(cost, runtime, reading.graph, beside), check)
-    return Folding(program, reading, numbers, [found[id(fact)] for fact in chosen.regions], chosen)
+    return Folding(program, reading, numbers, known, [found[id(fact)] for fact in chosen.regions], chosen)
 
 
 def _holds(other: Interpretation, fact: Fact) -> bool:

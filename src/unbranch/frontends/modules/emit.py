@@ -157,7 +157,7 @@ def _is_channels_last(tensor: Tensor) -> bool:
 def emptied(module: nn.Module) -> nn.Module:
     """What stands in the place of a layer whose work another one does now."""
     if isinstance(module, nn.modules.batchnorm._BatchNorm):
-        return FoldedNorm(module.num_features, module.eps, module.running_mean).eval()
+        return FoldedNorm(module.num_features, module.running_mean).eval()
     return nn.Identity().eval()
 
 

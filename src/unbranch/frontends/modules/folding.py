@@ -106,9 +106,8 @@ def prepare(
     trust: str = "witnessed",
     runtime: str = "torch",
     notes: Sequence[str] = (),
-    layers_only: bool = False,
 ) -> Folding:
-    """Record and plan; nothing is changed. ``layers_only`` takes chains of layers alone, so that every module but those stays.
+    """Record and plan; nothing is changed.
 
     Raises:
         ValueError: the model is in training mode, an option is none of those known, or no example input fits.
@@ -131,8 +130,7 @@ def prepare(
                 site = finder.find(fact)
                 if not _selected(where, site):
                     raise NotLinear("not selected by where")
-                gained = len(site.removed(graph.nodes)) > _ops_made(fact)
-                if not gained or (layers_only and site.how != "chain"):
+                if len(site.removed(graph.nodes)) <= _ops_made(fact):
                     raise NotLinear("")
                 sites.append(site)
             except NotLinear as error:
