@@ -99,12 +99,18 @@ class Fold:
         return weight.reshape(len(kernels), self.groups, self.outputs, -1)
 
     def kernel_of(self, index: int, rows: Tensor) -> Tensor:
-        """The part of the window that is the term's own kernel, in the kernel's shape: ``rows`` (G, O, D) backwards."""
+        """The part of the window that is the term's own kernel, in the kernel's shape: ``rows`` (G, O, D) backwards.
+
+        Strides of axes of one element, too, are the kernel's, which DistributedDataParallel compares.
+        """
         term = self.terms[index]
-        assert term.weight is not None
-        window = rows.reshape(*term.weight.shape[:2], *self.size)
+        weight = term.weight
+        assert weight is not None
+        window = rows.reshape(*weight.shape[:2], *self.size)
         margins = self._margins(term)
-        return nn.functional.pad(window, [-n for n in margins]) if any(margins) else window
+        if any(margins):
+            window = nn.functional.pad(window, [-n for n in margins])
+        return window.as_strided(weight.shape, weight.stride()) if weight.is_contiguous() else window
 
     def by_term(self, parameters: Sequence[Tensor | None], missing: float, like: Tensor) -> Tensor:
         """A parameter (C_out) of each term, as (G, terms, O); ``missing`` where there is none."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from unbranch.blocks.merged.precision import full_precision
+from unbranch.blocks.merged.terms import is_batch
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,10 +81,14 @@ class Merged(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """Raises RuntimeError where the gradients themselves are to be differentiated."""
+        """Raises RuntimeError where the gradients themselves are to be differentiated, and for a batch of them."""
         if torch.is_grad_enabled():
             raise RuntimeError(
                 "merged branches have no second derivative: for create_graph=True make the blocks with training='branches'"
+            )
+        if is_batch(grads[0]):
+            raise RuntimeError(
+                "merged branches take one gradient at a time: for is_grads_batched=True or vmap make the blocks with training='branches'"
             )
         x, mean, spread, inverse, *parameters = ctx.saved_tensors
         needed = (ctx.needs_input_grad[0], *ctx.needs_input_grad[2:])

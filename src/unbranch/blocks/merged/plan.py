@@ -1,7 +1,9 @@
 """Which branches of a sum train as one convolution, by which road, and why the others do not."""
 
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from math import prod
 from typing import Literal, TypeAlias, get_args
 
@@ -61,10 +63,23 @@ def plan_training(
     terms, apart = [], {}
     for name, branch in branches.items():
         try:
-            terms.append(read_term(name, branch, x.shape[1], x.ndim - 2))
+            terms.append(read_term(name, branch, x.shape))
         except Apart as reason:
             apart[name] = str(reason)
-    return _choose(tuple(terms), apart, x, training)
+    apart |= _sharing(branches, terms, apart)
+    plan = _choose(tuple(term for term in terms if term.name not in apart), apart, x, training)
+    # They run in the order of the sum: statistics of norms that they share, and random numbers, depend on it.
+    return replace(plan, apart={name: plan.apart[name] for name in branches if name in plan.apart})
+
+
+def _sharing(
+    branches: Mapping[str, nn.Module], terms: list[Term], apart: Mapping[str, str]
+) -> dict[str, str]:
+    """The terms whose norm another branch runs too: its statistics depend on which of them is first."""
+    elsewhere = (module for name in apart for module in branches[name].modules())
+    users = Counter[nn.Module](chain((term.norm for term in terms), elsewhere))
+    why = "its norm is shared with another branch"
+    return {term.name: why for term in terms if users[term.norm] > 1}
 
 
 def _unmergeable(x: Tensor, training: Training, learning: bool) -> str | None:
@@ -120,6 +135,8 @@ def _roads(terms: tuple[Term, ...], x: Tensor) -> list[tuple[Road, tuple[Term, .
 
 def _fits(term: Term, window: Term, x: Tensor) -> bool:
     """Whether the term's taps are among the window's, for the same outputs."""
+    if term.norm.num_features != window.norm.num_features:
+        return False
     if term.weight is not None and term.geometry == window.geometry:
         return True
     size = tuple(x.shape[2:])
@@ -146,11 +163,16 @@ def _refusal(
     window = max(terms, key=lambda t: prod(t.size))
     if len(terms) == 1 and not (road == "pointwise" and keeps_other):
         return "no other branch is like it"
-    outputs = len(x) * prod(window.out_size(tuple(x.shape[2:])))
+    out = window.out_size(tuple(x.shape[2:]))
+    outputs = len(x) * prod(out)
+    if min(out) < 1:
+        return f"its window does not fit into {tuple(x.shape[2:])}"
     if outputs < 2:
         return "one value for a channel has no variance"
     if any(p is not None and p.dtype != x.dtype for term in terms for p in term.parameters()):
         return f"its parameters are not {x.dtype}, as the input is"
+    if any(p is not None and p.device != x.device for term in terms for p in term.parameters()):
+        return f"its parameters are not on {x.device}, as the input is"
     if road == "depthwise" and (why := _uncompiled(window, x)) is not None:
         return why
     if road == "channelwise" or training == "merged":

@@ -12,7 +12,11 @@ PER_BACKEND = TorchVersion(torch.__version__) >= "2.9"
 
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
-    """No TF32 and no bfloat16 inside matrix products on this device; the process's setting again afterwards."""
+    """No autocast, no TF32 and no bfloat16 inside matrix products on this device; the process's setting again afterwards."""
+    if torch.is_autocast_enabled(device.type):  # in backward only: forward keeps the branches there
+        with torch.autocast(device.type, enabled=False), full_precision(device):
+            yield
+        return
     if not PER_BACKEND:
         allowed = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision("highest")

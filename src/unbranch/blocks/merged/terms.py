@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_batchedtensor, is_legacy_batchedtensor
+from torch.autograd import forward_ad
 from torch.nn.modules import module as torch_module
 
 from unbranch.blocks.pointwise import StridedPointwise1d, StridedPointwise2d, StridedPointwise3d
@@ -55,8 +57,8 @@ class Term:
         return self.weight, self.norm.weight, self.norm.bias
 
 
-def read_term(name: str, branch: nn.Module, channels: int, dims: int) -> Term:
-    """The term that ``branch`` is for an input of so many channels and spatial axes.
+def read_term(name: str, branch: nn.Module, shape: torch.Size) -> Term:
+    """The term that ``branch`` is for an input of this shape, (N, C_in, *size).
 
     Raises:
         Apart: it is none, with the reason.
@@ -71,19 +73,43 @@ def read_term(name: str, branch: nn.Module, channels: int, dims: int) -> Term:
         raise Apart(f"ends in {type(norm).__name__}, not in a batch norm over this process's own batch")
     if not norm.training:
         raise Apart("its norm is frozen (in eval mode)")
+    dims = NORMS.index(type(norm)) + 1
+    if len(shape) != dims + 2:
+        raise Apart(f"{type(norm).__name__} merges inputs of {dims + 2} axes, not {tuple(shape)}")
+    channels = shape[1]
     border = ((0, 0),) * dims
     if linear and isinstance(pad := linear[0], ZERO_PADS):
         flat = pad.padding
         linear = linear[1:]
         border = tuple((flat[2 * axis], flat[2 * axis + 1]) for axis in reversed(range(len(flat) // 2)))
+        if len(border) != dims or any(n < 0 for n in flat):
+            raise Apart(f"{pad} adds no border to {dims} spatial axes")
     if not linear:
         if any(map(any, border)):
             raise Apart("pads the input in front of its norm")
+        if norm.num_features != channels:
+            raise Apart(f"its norm is of {norm.num_features} channels, the input has {channels}")
         ones = (1,) * dims
         return Term(name, norm, None, ones, ones, ones, (0,) * dims, (0,) * dims, channels)
     if len(linear) > 1:
         raise Apart(f"has {' and '.join(type(layer).__name__ for layer in linear)} in front of its norm")
-    return _convolution(name, linear[0], norm, border)
+    term = _convolution(name, linear[0], norm, border)
+    _check_kernel(term, channels, dims)
+    return term
+
+
+def _check_kernel(term: Term, channels: int, dims: int) -> None:
+    """A kernel that torch itself would refuse for such an input, or for the norm behind it: its branch then says so."""
+    assert term.weight is not None
+    shape = tuple(term.weight.shape)
+    if len(shape) != dims + 2 or shape[1] * term.groups != channels:
+        raise Apart(
+            f"its kernel {shape}, groups={term.groups}, is not for {channels} channels on {dims} axes"
+        )
+    if shape[0] != term.norm.num_features or shape[0] % term.groups:
+        raise Apart(
+            f"its kernel {shape}, groups={term.groups}, is not for a norm of {term.norm.num_features}"
+        )
 
 
 def _convolution(
@@ -129,9 +155,15 @@ def any_global_hook() -> bool:
 
 
 def plain(x: object) -> bool:
-    """Whether ``x`` is a tensor with values, outside any trace or transform of functions."""
+    """Whether ``x`` is a tensor with values, outside any trace or transform of functions, forward-mode derivatives included."""
     return (
         type(x) in (Tensor, nn.Parameter)
         and torch._C._get_tracing_state() is None
         and not torch._C._are_functorch_transforms_active()
+        and forward_ad._current_level < 0
     )
+
+
+def is_batch(g: Tensor) -> bool:
+    """Whether ``g`` stands for many tensors at once, in ``is_grads_batched=True`` or vmap."""
+    return is_legacy_batchedtensor(g) or is_batchedtensor(g)

@@ -9,6 +9,7 @@
 #include <ATen/ops/bmm.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
+#include <ATen/ops/empty_strided.h>
 
 #include <cmath>
 #include <optional>
@@ -27,15 +28,38 @@ constexpr int64_t kHalve = 128;
 // The terms of a sum: kernel, gamma and beta of each in `tensors`, undefined where there is none; `places`, for each term in turn the
 // taps of the window that its own taps are.
 struct Terms {
-  std::vector<Tensor> tensors;
+  std::vector<Tensor> tensors, given;  // side by side in memory, and as they came
   std::vector<at::IntArrayRef> places;
   int64_t groups, outputs, depth, taps, bare;
 
-  Terms(const Parameters& given, at::IntArrayRef all, at::IntArrayRef counts, int64_t g, int64_t o, int64_t d, int64_t window, int64_t lone)
+  Terms(const Parameters& parameters, at::IntArrayRef all, at::IntArrayRef counts, int64_t g, int64_t o, int64_t d, int64_t window, int64_t lone)
       : groups(g), outputs(o), depth(d), taps(window), bare(lone) {
-    for (const std::optional<Tensor>& one : given) tensors.push_back(one.has_value() ? one->contiguous() : Tensor());
+    for (const std::optional<Tensor>& one : parameters) {
+      given.push_back(one.value_or(Tensor()));
+      tensors.push_back(one.has_value() ? one->contiguous() : Tensor());
+    }
     for (const int64_t count : counts) places.push_back(all.slice(0, count)), all = all.slice(count);
-    TORCH_CHECK(tensors.size() == 3 * places.size() && (bare == 0 || depth == outputs), "the terms do not fit the window");
+    check();
+  }
+
+  // What the loops below rely on: whatever the caller gave, they stay inside of it.
+  void check() const {
+    TORCH_CHECK(tensors.size() == 3 * places.size() && taps > 0 && depth % taps == 0 && bare >= 0 && bare <= all() &&
+                    (bare == 0 || depth == outputs), "the terms do not fit the window");
+    for (int64_t t = 0; t < all(); ++t) {
+      const int64_t own = static_cast<int64_t>(places[t].size());
+      TORCH_CHECK(std::all_of(places[t].begin(), places[t].end(), [&](int64_t place) { return place >= 0 && place < taps; }),
+                  "term ", t, ": taps ", places[t], " of a window of ", taps);
+      if (tensors[3 * t].defined()) fits(t, 0, "kernel", groups * outputs * inner() * own);
+      else TORCH_CHECK(t >= written() || (own == 1 && outputs == inner()), "term ", t, " has no kernel and is no identity");
+      fits(t, 1, "gamma", groups * outputs);
+      fits(t, 2, "beta", groups * outputs);
+    }
+  }
+
+  void fits(int64_t term, int which, const char* name, int64_t wanted) const {
+    const Tensor& one = tensors[3 * term + which];
+    TORCH_CHECK(!one.defined() || one.numel() == wanted, "term ", term, ": ", wanted, " values of ", name, " are wanted, got ", one.sizes());
   }
 
   int64_t all() const { return static_cast<int64_t>(places.size()); }
@@ -73,10 +97,26 @@ struct Terms {
     return made;
   }
 
-  // A term's part of a row of the window, as the term's own kernel has it.
+  // Whether a kernel's taps lie one after the other, channels innermost.
+  bool channels_last(int64_t term) const {
+    const Tensor& one = given[3 * term];
+    return one.defined() && one.dim() > 2 && !one.is_contiguous() && one.movedim(1, -1).is_contiguous();
+  }
+
+  // For the gradient of a parameter: laid out as it is, which is what others take over as it stands.
+  Tensor like(int64_t number, const at::TensorOptions& options) const {
+    const Tensor& one = given[number];
+    if (one.is_contiguous() || (number % 3 == 0 && channels_last(number / 3))) return at::empty_strided(one.sizes(), one.strides(), options);
+    return at::empty(one.sizes(), options);
+  }
+
+  // A term's part of a row of the window, as the term's own kernel has it; `last` is what `channels_last` says.
   template <typename P, typename F>
-  void own(int64_t term, P* to, F&& value) const {
-    if (whole(term)) for (int64_t d = 0; d < depth; ++d) to[d] = static_cast<P>(value(d));
+  void own(int64_t term, P* to, bool last, F&& value) const {
+    if (last)
+      for (const int64_t place : places[term])
+        for (int64_t i = 0; i < inner(); ++i) *to++ = static_cast<P>(value(i * taps + place));
+    else if (whole(term)) for (int64_t d = 0; d < depth; ++d) to[d] = static_cast<P>(value(d));
     else for (int64_t i = 0; i < inner(); ++i)
       for (const int64_t place : places[term]) *to++ = static_cast<P>(value(i * taps + place));
   }
@@ -147,6 +187,10 @@ Tensor gram(const Tensor& a, const Tensor& b) {
   return made;
 }
 
+inline void expect(const Tensor& one, int64_t wanted, const char* name) {
+  TORCH_CHECK(one.is_contiguous() && one.numel() == wanted, wanted, " contiguous values of ", name, " are wanted, got ", one.sizes());
+}
+
 struct Folded {
   Tensor weight, offset, seen, inverse, mean, variance;
 };
@@ -155,6 +199,8 @@ struct Folded {
 template <typename T, typename P>
 Folded fold_of(const Terms& terms, const Tensor& mean, const Tensor& covariance, at::ArrayRef<double> eps) {
   const int64_t G = terms.groups, O = terms.outputs, D = terms.depth, all = terms.all(), written = terms.written();
+  expect(mean, G * D, "means"), expect(covariance, G * D * D, "covariance");
+  TORCH_CHECK(static_cast<int64_t>(eps.size()) == all, all, " eps are wanted, got ", eps.size());
   const Tensor rows = terms.rows<T, P>(mean);
   Folded made{at::zeros({G, O, D}, mean.options()), at::empty({G, O}, mean.options()), through<T>(rows, covariance),
               at::empty({G, all, O}, mean.options()), at::empty({all, G * O}, mean.options()), at::empty({all, G * O}, mean.options())};
@@ -197,12 +243,17 @@ template <typename T, typename P>
 Unfolded unfold_of(const Terms& terms, const Tensor& kept, bool is_covariance, const Tensor& inverse, const Tensor& product,
                    const Tensor& total, at::IntArrayRef needed, bool deep) {
   const int64_t G = terms.groups, O = terms.outputs, D = terms.depth, all = terms.all(), written = terms.written();
+  expect(product, G * O * D, "products"), expect(total, G * O, "sums"), expect(inverse, G * all * O, "deviations");
+  expect(kept, is_covariance ? G * D * D : G * written * O * D, "what is kept");
+  TORCH_CHECK(static_cast<int64_t>(needed.size()) == 3 * all, 3 * all, " needs are wanted, got ", needed.size());
   const Tensor rows = terms.rows<T, P>(product), seen = is_covariance ? through<T>(rows, kept) : kept;
   Unfolded made;
   std::vector<P*> to(3 * all, nullptr);
+  std::vector<char> last(all);
+  for (int64_t t = 0; t < all; ++t) last[t] = terms.channels_last(t);
   const auto own = product.options().dtype(c10::CppTypeToScalarType<P>::value);
   for (int64_t j = 0; j < 3 * all; ++j)
-    if (needed[j]) to[j] = made.found.emplace_back(at::empty(terms.tensors[j].sizes(), own)).template mutable_data_ptr<P>();
+    if (needed[j]) to[j] = made.found.emplace_back(terms.like(j, own)).template mutable_data_ptr<P>();
   made.weight = at::zeros({G, O, D}, product.options());
   const Tensor scaled = deep ? at::empty_like(rows) : Tensor();
   std::vector<T> lone(G * O);
@@ -229,7 +280,7 @@ Unfolded unfold_of(const Terms& terms, const Tensor& kept, bool is_covariance, c
           continue;
         }
         const int64_t size = terms.inner() * static_cast<int64_t>(terms.places[t].size());
-        if (to[3 * t]) terms.own(t, to[3 * t] + i * size, [&](int64_t d) { return a * drawn_by[d] + 2 * dvariance * passed[at + d]; });
+        if (to[3 * t]) terms.own(t, to[3 * t] + i * size, last[t], [&](int64_t d) { return a * drawn_by[d] + 2 * dvariance * passed[at + d]; });
         for (int64_t d = 0; d < D; ++d) weight[i * D + d] += a * row[at + d];
         if (deep) for (int64_t d = 0; d < D; ++d) less[at + d] = dvariance * row[at + d];
       }

@@ -13,7 +13,6 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/mean.h>
-#include <ATen/ops/zeros_like.h>
 
 #include <utility>
 
@@ -37,6 +36,7 @@ class Pictures {
       : geo(geometry), groups(geo.c), count(geo.n * geo.ho * geo.wo), x_(x) {
     if (known.has_value()) {
       mean = *known;
+      TORCH_CHECK(mean.dim() == 2 && mean.size(0) == geo.c && mean.size(1) == geo.taps(), "means ", mean.sizes(), " are not of these windows");
       shift_ = mean.mean(1).to(x.scalar_type());
       rest_ = mean - shift_.unsqueeze(1);
       return;
@@ -74,10 +74,9 @@ class Pictures {
   Tensor input_grad(const Tensor& g, const Tensor& weight, const Tensor& constant, const Tensor& quadratic) const {
     const Tensor by_tap = typed(weight.squeeze(1)), square = typed(quadratic.flatten(1)),
                  start = typed(constant - (quadratic * rest_.unsqueeze(1)).sum(2));
-    const bool dense = is_dense(geo);
-    Tensor dx = dense ? at::empty_like(x_) : at::zeros_like(x_);
+    Tensor dx = at::empty_like(x_);
     with_kernel(geo, [&]<int KH, int KW>() {
-      auto to = dense ? dense_input_grad<T, KH, KW> : input_grad_to<T, KH, KW>;
+      auto to = is_dense(geo) ? dense_input_grad<T, KH, KW> : input_grad_to<T, KH, KW>;
       to(geo, data(x_), data(shift_), data(g), data(by_tap), data(start), data(square), dx.mutable_data_ptr<T>());
     });
     return dx;

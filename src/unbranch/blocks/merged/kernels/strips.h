@@ -51,6 +51,11 @@ struct Geometry {
 Geometry geometry(const Tensor& x, at::IntArrayRef kernel, at::IntArrayRef stride, at::IntArrayRef dilation,
                   at::IntArrayRef before, at::IntArrayRef out) {
   TORCH_CHECK(x.dim() == 4 && x.is_contiguous(), "a contiguous (N, H, W, C) tensor is wanted");
+  TORCH_CHECK(kernel.size() == 2 && stride.size() == 2 && dilation.size() == 2 && before.size() == 2 && out.size() == 2,
+              "two axes are wanted");
+  for (int axis = 0; axis < 2; ++axis)
+    TORCH_CHECK(stride[axis] >= 1 && dilation[axis] >= 1 && before[axis] >= 0 && out[axis] >= 1, "no window: stride ", stride,
+                ", dilation ", dilation, ", ", before, " pixels before, ", out, " outputs");
   TORCH_CHECK(kernel[0] >= 1 && kernel[0] <= 3 && kernel[1] >= 1 && kernel[1] <= 3, "1 to 3 taps an axis, got ", kernel);
   return {x.size(0), x.size(1), x.size(2), x.size(3), kernel[0], kernel[1], stride[0], stride[1],
           dilation[0], dilation[1], before[0], before[1], out[0], out[1]};
@@ -108,14 +113,16 @@ struct Strip {
     }
   }
 
-  // Adds the cells that lie inside a picture (h, w, c) to it.
-  void spill(T* to, int64_t h, int64_t w, int64_t c, int64_t lanes, int64_t top, int64_t left) {
-    const int64_t begin = std::clamp<int64_t>(-left, 0, width), end = std::clamp<int64_t>(w - left, begin, width);
-    for (int64_t r = std::max<int64_t>(0, -top); r < std::min(rows, h - top); ++r)
-      for (int64_t u = begin; u < end; ++u) {
-        T* pixel = to + ((top + r) * w + left + u) * c;
-        store<T>(pixel, load<T>(pixel, lanes) + row(r)[u], lanes);
-      }
+  // Into rows [begin, end) of a picture of rows (w, c): the cells that lie there, else zeros.
+  void write(T* to, int64_t begin, int64_t end, int64_t w, int64_t c, int64_t lanes, int64_t top, int64_t left) {
+    for (int64_t y = begin; y < end; ++y) {
+      const bool held = y >= top && y < top + rows;
+      const int64_t first = held ? std::clamp<int64_t>(left, 0, w) : w, last = held ? std::clamp<int64_t>(left + width, first, w) : w;
+      T* pixel = to + y * w * c;
+      for (int64_t u = 0; u < first; ++u, pixel += c) store<T>(pixel, V{}, lanes);
+      for (int64_t u = first; u < last; ++u, pixel += c) store<T>(pixel, row(y - top)[u - left], lanes);
+      for (int64_t u = last; u < w; ++u, pixel += c) store<T>(pixel, V{}, lanes);
+    }
   }
 
  private:

@@ -188,12 +188,13 @@ Tensor kernel_grad_of(const Geometry& geo, const T* x, const T* shift, const T* 
   });
 }
 
+// Each pixel is written once: what two strips share is carried from the one to the next.
 template <typename T, int KH, int KW>
 void input_grad_to(const Geometry& geo, const T* x, const T* shift, const T* g, const T* weight, const T* constant,
                    const T* quadratic, T* dx) {
   using V = typename Lanes<T>::type;
   constexpr int K = KH * KW;
-  const int64_t rows = geo.strip(128);
+  const int64_t rows = geo.strip(128), shared = std::max<int64_t>(0, geo.span_h() - geo.sh);
   runs<T>(geo, [&](int64_t, int64_t begin, int64_t end, int64_t c0, int64_t lanes) {
     Strip<T> strip(geo.rows_of(rows), geo.width()), grad(geo.rows_of(rows), geo.width());
     V w[K], c[K], q[K][K];
@@ -206,7 +207,9 @@ void input_grad_to(const Geometry& geo, const T* x, const T* shift, const T* g, 
       const int64_t picture = task / geo.ho, first = task % geo.ho;
       outputs = std::min(rows, geo.ho - first);
       under(strip, geo, x, picture, c0, lanes, load<T>(shift + c0, lanes), first);
-      std::fill(grad.cells.begin(), grad.cells.end(), V{});
+      const int64_t top = first * geo.sh - geo.top, begun = first ? shared * grad.width : 0;
+      if (begun) std::copy(grad.row(rows * geo.sh), grad.row(rows * geo.sh) + begun, grad.row(0));
+      std::fill(grad.cells.begin() + begun, grad.cells.end(), V{});
       for (int64_t oy = 0; oy < outputs; ++oy) {
         const Taps<T, KH> taps(strip, geo, oy), grads(grad, geo, oy);
         const int64_t step = taps.step, gap = taps.gap;
@@ -230,7 +233,9 @@ void input_grad_to(const Geometry& geo, const T* x, const T* shift, const T* g, 
             }
         }
       }
-      grad.spill(dx + picture * geo.h * geo.w * geo.c + c0, geo.h, geo.w, geo.c, lanes, first * geo.sh - geo.top, -geo.left);
+      const int64_t from = first ? std::clamp<int64_t>(top, 0, geo.h) : 0;
+      const int64_t until = first + outputs < geo.ho ? std::clamp<int64_t>(top + outputs * geo.sh, 0, geo.h) : geo.h;
+      grad.write(dx + picture * geo.h * geo.w * geo.c + c0, from, until, geo.w, geo.c, lanes, top, -geo.left);
     }
   });
 }
