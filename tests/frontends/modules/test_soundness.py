@@ -109,8 +109,9 @@ def windows(m: Any, x: Tensor) -> Tensor:
         (windows, (1, 3, 16, 16)),
         (lambda m, x: m.norm(m.conv(x).reshape(-1, 6, 8, 8)), (1, 3, 16, 16)),
         (lambda m, x: m.norm(m.conv(x).reshape(1, 6, -1, 8)), (2, 3, 8, 8)),
+        (lambda m, x: m.norm(torch.reshape(input=m.conv(x), shape=(-1, 6, 8, 8))), (1, 3, 16, 16)),
     ],
-    ids=["windows", "batch of windows", "one picture"],
+    ids=["windows", "batch of windows", "one picture", "by name"],
 )
 def test_a_view_that_does_nothing_at_one_size_does_something_at_another(
     forward: Callable[..., Tensor], other: tuple[int, ...]
@@ -133,6 +134,8 @@ LOOKS: dict[str, Callable[[Tensor], Any]] = {
     "complex": lambda x: complex(x.sum()) == 0,
     "split": lambda x: len(x.split(8, 3)) == 1,
     "rows": lambda x: len(x.split(8, 2)) == 1,
+    "split by name": lambda x: len(torch.split(tensor=x, split_size_or_sections=8, dim=2)) == 1,
+    "equal by name": lambda x: torch.equal(input=x, other=Z),
     "unbind": lambda x: len(x.unbind()) == 1,
     "iterate": lambda x: len(list(iter(x))) == 1,
     "bytes": lambda x: x.nbytes > 100,

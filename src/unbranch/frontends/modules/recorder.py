@@ -228,7 +228,7 @@ class Recorder:
 
     def called(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """Run one torch function; sizes go in as plain numbers and come out as `Sized`."""
-        sized, why = mentions_size((args, kwargs)), means_less(func, args)
+        sized, why = mentions_size((args, kwargs)), means_less(func, args, kwargs)
         if sized:
             args, kwargs = plain(args), plain(kwargs)
         self.by_size += sized
@@ -250,10 +250,10 @@ class Recorder:
 
     def _looked(self, func: Any, args: Any, kwargs: dict[str, Any], result: Any) -> None:
         """Numbers or sizes that a call brings into Python."""
-        if func in READ_BACK and self.values_in(args):
+        if func in READ_BACK and self.values_in((args, kwargs)):
             self.doubt("it reads a value back into Python")
-            self.keep(args)
-        elif (func in LOOKS or counts_pieces(func, args, kwargs, result)) and self.values_in(args):
+            self.keep((args, kwargs))
+        elif (func in LOOKS or counts_pieces(func, args, kwargs, result)) and self.values_in((args, kwargs)):
             self.doubt(READ)
 
     def _uncut(self, value: Tensor, result: Tensor) -> None:

@@ -74,40 +74,42 @@ def written(func: Any, args: Any, kwargs: dict[str, Any]) -> list[Tensor]:
 
 def counts_pieces(func: Any, args: Any, kwargs: dict[str, Any], result: Any) -> bool:
     """The call makes as many pieces as the batch, or a picture's height, asks for; or one piece, where a larger input has more."""
-    if func not in _PIECES or not isinstance(args[0], Tensor):
+    value = _operand(args, kwargs)
+    if func not in _PIECES or not isinstance(value, Tensor):
         return False
-    dim = 0
-    if func is not Tensor.__iter__:
-        at = 2 if func in (Tensor.split, torch.split) else 1
-        dim = args[at] if len(args) > at else kwargs.get("dim", 0)
-    if at_once := func in (Tensor.split, torch.split):
-        given = args[1] if len(args) > 1 else kwargs.get("split_size", kwargs.get("split_size_or_sections"))
-        if not isinstance(given, int):
-            return False
-    rank = args[0].ndim
-    varying = (0, 2) if rank == 4 else (0,)
-    return (rank <= 4 and dim % max(1, rank) in varying) or (at_once and len(result) == 1)
+    splits = func in (Tensor.split, torch.split)
+    size = args[1] if len(args) > 1 else kwargs.get("split_size", kwargs.get("split_size_or_sections"))
+    if splits and not isinstance(size, int):
+        return False
+    at = 2 if splits else 1
+    dim = args[at] if len(args) > at else kwargs.get("dim", 0)
+    varying = (0, 2) if value.ndim == 4 else (0,)
+    return (value.ndim <= 4 and dim % max(1, value.ndim) in varying) or (splits and len(result) == 1)
 
 
-def means_less(func: Any, args: Any) -> str | None:
+def means_less(func: Any, args: Any, kwargs: dict[str, Any]) -> str | None:
     """Why a view's sizes may mean something else at another size; None where they do not. They are as the forward gave them."""
-    if func not in (Tensor.view, Tensor.reshape, torch.reshape) or not isinstance(args[0], Tensor):
+    value = _operand(args, kwargs)
+    if func not in (Tensor.view, Tensor.reshape, torch.reshape) or not isinstance(value, Tensor):
         return None
-    asked = args[1] if len(args) > 1 and isinstance(args[1], list | tuple) else args[1:]
+    asked = kwargs.get("shape", kwargs.get("size", args[1:]))
+    if len(asked) == 1 and isinstance(asked[0], list | tuple):
+        (asked,) = asked
     if any(is_sized(n) and plain(n) == 1 and not is_own(n) for n in asked):
         return "a view's size is computed from the input's, and was 1"
-    shape, free = args[0].shape, any(type(n) is int and n == -1 for n in asked)
-    if not free:
+    if not any(type(n) is int and n == -1 for n in asked):
         return None
-    literal = [
-        type(n) is int and n > 1 and n == size
-        for n, size in zip(reversed(asked), reversed(shape), strict=False)
-    ]
-    if args[0].ndim >= 4 and sum(literal[: args[0].ndim - 1]) > 1 and asked[0] == -1:
+    pairs = zip(reversed(asked), reversed(value.shape), strict=False)
+    literal = [type(n) is int and n > 1 and n == size for n, size in pairs]
+    first = asked[0] if type(asked[0]) is int else 0
+    if first == -1 and value.ndim >= 4 and sum(literal[: value.ndim - 1]) > 1:
         return "a view names a size that the input happens to have"
-    if type(asked[0]) is int and asked[0] == 1 and shape[0] == 1:
-        return "a view takes the batch for one"
-    return None
+    return "a view takes the batch for one" if first == 1 == value.shape[0] else None
+
+
+def _operand(args: Any, kwargs: dict[str, Any]) -> Any:
+    """What a torch function works on."""
+    return args[0] if args else kwargs.get("input", kwargs.get("tensor"))
 
 
 def cuts(index: Any) -> bool:
