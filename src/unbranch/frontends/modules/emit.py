@@ -63,10 +63,17 @@ def check_emittable(geometry: Geometry, linear: bool) -> None:
         raise NotLinear(f"{geometry} over values with no spatial axes, which is no convolution")
 
 
-def emit(affine: Affine, dtype: torch.dtype, like: Tensor | None = None, linear: bool = False) -> nn.Module:
+def emit(
+    affine: Affine,
+    dtype: torch.dtype,
+    like: Tensor | None = None,
+    linear: bool = False,
+    pads_same: bool = False,
+) -> nn.Module:
     """The layer, or a pad and the layer, that computes ``affine`` in ``dtype``, with parameters that do not require gradients.
 
-    ``like`` is a weight whose device and memory format are kept. ``linear`` asks for an ``nn.Linear``.
+    ``like`` is a weight whose device and memory format are kept. ``linear`` asks for an ``nn.Linear``, ``pads_same`` for one layer
+    with ``padding="same"`` where that is its padding and before and after differ.
     """
     g = affine.geometry
     check_emittable(g, linear)
@@ -79,7 +86,8 @@ def emit(affine: Affine, dtype: torch.dtype, like: Tensor | None = None, linear:
         layer = _unset(_TRANSPOSED[g.rank], *channels, *sizes, g.groups, False, g.dilation)
     else:
         padding = native_padding(g)
-        padding = None if padding == "same" else padding  # torch pads a copy for it too, and warns of that
+        if padding == "same" and not pads_same:  # torch pads a copy for it too, and warns of that
+            padding = None
         layer = _unset(
             _CONVOLUTIONS[g.rank],
             g.in_channels,

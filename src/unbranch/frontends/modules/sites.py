@@ -114,8 +114,12 @@ class Finder:
         moves = any(
             isinstance(self.recording.graph.nodes[n].records[0], Reshape | Permute) for n in fact.members
         )
+        # One layer takes the place of what stands for one, whose own layers may be a chain.
+        stands = isinstance(_standing_for(frame).module, StandIn) and self._covers(fact.members, frame)
         layers = (
-            (self._child, self._series, self._chain) if moves else (self._chain, self._child, self._series)
+            (self._child, self._series, self._chain)
+            if moves or stands
+            else (self._chain, self._child, self._series)
         )
         reasons = []
         for attempt in (*layers, self._graph):
@@ -191,7 +195,7 @@ class Finder:
             raise NotLinear("it is no chain of layers")
         facts = self._facts_on_the_way(fact)
         stay = {n for n in order if n in facts and facts[n].rule is unchanged and _moves(graph.nodes[n])}
-        frames = self._outermost(fact.members - stay)
+        frames = self._outermost(fact.members - stay, top)
         groups = _runs((frames[node], node) for node in order if node not in stay)
         if len({id(frame) for frame, _ in groups}) < len(groups):
             raise NotLinear("it enters a module twice")
@@ -216,11 +220,20 @@ class Finder:
         self._check_witness((frame for frame in starts if frame is not None), top)
         return Site("chain", fact, top, tuple(steps), anchor, linear, in_place)
 
-    def _outermost(self, nodes: Collection[int]) -> dict[int, Frame]:
-        """The call that each node is part of: a call in which others of them lie holds those too, and is replaced as one."""
+    def _outermost(self, nodes: Collection[int], top: Frame) -> dict[int, Frame]:
+        """The call that each node is part of: a call in which others of them lie holds those too, and is replaced as one.
+
+        So is a module below ``top`` that stands for one layer, if all that it runs is among them.
+        """
         frames = self.recording.frames
         own = {id(frames[node]) for node in nodes}
+        around = (frame for node in nodes for frame in frames[node].up_to(top) if frame is not top)
+        own |= {id(f) for f in around if isinstance(f.module, StandIn) and self._covers(nodes, f)}
         return {node: [f for f in frames[node].ancestors() if id(f) in own][-1] for node in nodes}
+
+    def _covers(self, nodes: Collection[int], frame: Frame) -> bool:
+        """All that the call ran is among the nodes."""
+        return all(node in nodes or node in self.recording.graph.unread for node in frame.nodes)
 
     def _facts_on_the_way(self, fact: Fact) -> dict[int, Fact]:
         facts, current = {}, fact
@@ -314,7 +327,7 @@ class Finder:
 
     def _parts(self, fact: Fact, top: Frame) -> list[tuple[Frame, list[int]]]:
         """The region as parts of modules: whole modules around its sums and moves, the modules that run the rest."""
-        nodes, frames = self.recording.graph.nodes, self._outermost(fact.members)
+        nodes, frames = self.recording.graph.nodes, self._outermost(fact.members, top)
         inner, order = (Sum, Concat, Reshape, Permute), sorted(fact.members)
         wholes = [self._whole(n, fact, top) for n in order if isinstance(nodes[n].records[0], inner)]
         around = ([*(w for w in wholes if node in w.nodes), frames[node]] for node in order)
@@ -323,10 +336,9 @@ class Finder:
 
     def _whole(self, node: int, fact: Fact, top: Frame) -> Frame:
         """The smallest module below ``top`` that runs ``node``, has one input and one output, and lies in the region as a whole."""
-        inside = fact.members | self.recording.graph.unread
         for frame in self.recording.frames[node].up_to(top):
             one = frame.simple and len(frame.inputs) == len(frame.outputs) == 1
-            if frame is not top and one and inside.issuperset(frame.nodes):
+            if frame is not top and one and self._covers(fact.members, frame):
                 return _standing_for(frame)
         raise NotLinear("it sums, stacks or rearranges outside the modules that are part of it")
 
@@ -362,11 +374,11 @@ def _moves(node: Node) -> bool:
 
 
 def _standing_for(frame: Frame) -> Frame:
-    """The module for which this one stands, if it does."""
-    while (
-        frame.parent is not None
-        and isinstance(frame.parent.module, StandIn)
-        and frame.parent.nodes == frame.nodes
-    ):
-        frame = frame.parent
-    return frame
+    """The outermost module that stands for one layer and runs just this call's nodes, however deep in it; else the call itself."""
+    found = frame
+    for around in frame.ancestors():
+        if around.nodes != frame.nodes:
+            break
+        if isinstance(around.module, StandIn):
+            found = around
+    return found

@@ -22,11 +22,12 @@ def to_affine(module: nn.Module, example: Tensor) -> Affine:
     return fact.evaluate(recording.graph.device)
 
 
-def to_convolution(module: nn.Module, example: Tensor) -> nn.Module:
+def to_convolution(module: nn.Module, example: Tensor, pads_same: bool = False) -> nn.Module:
     """The one convolution that equals a module which is affine as a whole, whatever it costs.
 
     ``module(x) = W * x + b``; shapes as the module's. The parameters do not require gradients; dtype, device and memory format are
-    the module's. Where torch's layer cannot pad as needed, a pad and the convolution in an ``nn.Sequential``.
+    the module's. Where torch's layer cannot pad as needed, a pad and the convolution in an ``nn.Sequential``; ``pads_same`` takes
+    ``padding="same"`` for what torch's layer can.
 
     Raises:
         NotLinear: it is not exactly one convolution; the message says why.
@@ -41,7 +42,8 @@ def to_convolution(module: nn.Module, example: Tensor) -> nn.Module:
     weights = [p for p in module.parameters() if p.ndim > 2]
     like = max(weights, key=lambda weight: weight.numel(), default=None)
     dtype = recording.graph.values[fact.value].dtype
-    return emit(fact.evaluate(recording.graph.device), dtype, like, linear=fact.geometry.rank == 0)
+    affine = fact.evaluate(recording.graph.device)
+    return emit(affine, dtype, like, linear=fact.geometry.rank == 0, pads_same=pads_same)
 
 
 def _whole(module: nn.Module, example: Tensor) -> tuple[Recording, Fact]:

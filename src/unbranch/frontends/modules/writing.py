@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from unbranch.affine import Affine
 from unbranch.frontends.modules.emit import chain, emit, emptied, parameters
-from unbranch.frontends.modules.frames import Frame
+from unbranch.frontends.modules.frames import Frame, StandIn
 from unbranch.frontends.modules.recording import Recording
 from unbranch.frontends.modules.rewriting import Rewriter
 from unbranch.frontends.modules.sites import Site, Step
@@ -73,7 +73,8 @@ class Writer:
         if self.make is not None:
             return self.make(site, affine)
         dtype = self.recording.graph.values[site.fact.value].dtype
-        return emit(affine, dtype, _weight_like(site, self.recording), site.linear)
+        stands = isinstance(site.steps[site.anchor].frame.module, StandIn)
+        return emit(affine, dtype, _weight_like(site, self.recording), site.linear, pads_same=stands)
 
     def replace(self, old: nn.Module, new: nn.Module) -> None:
         """Every reference to ``old`` becomes ``new``, which takes over the attributes that it lacks."""
