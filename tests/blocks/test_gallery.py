@@ -102,7 +102,7 @@ def test_it_trains(name: str, generator: torch.Generator) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: blocks.EdgeOrientedBlock(4, 4, groups=2), "undilated, not 3x3 in 2 groups"),
+        (lambda: blocks.EdgeOrientedBlock(4, 4, dims=1), "are 3x3, the kernel is 3: use another block"),
         (lambda: blocks.RepLKBlock(4, 5, small=7), "larger than the kernel"),
         (lambda: blocks.DilatedReparamBlock(4, 7), "reaches beyond"),
     ],

@@ -31,6 +31,35 @@ def test_the_centre_tap_sits_on_the_pixel_that_a_pointwise_kernel_sees(
     assert torch.equal(layers(x), x[every])
 
 
+@pytest.mark.parametrize("padding", [0, 1, 4, "valid", "same", (2, 0), ((0, 3), (5, 1)), ((4, 0), (0, 0))])
+@pytest.mark.parametrize("kernel", [1, 2, 3, 4, (5, 2)])
+@pytest.mark.parametrize("stride", [1, 3])
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_every_branch_reads_where_the_centre_tap_does(kernel, stride: int, dilation: int, padding) -> None:
+    if padding == "same" and stride > 1:
+        with pytest.raises(
+            ValueError, match=r"padding='same' needs stride 1, as torch's layers do, got \(3, 3\)"
+        ):
+            ConvSpec.of(1, 1, kernel, stride, padding=padding)
+        return
+    spec = ConvSpec.of(1, 1, kernel, stride, dilation=dilation, padding=padding)
+    dense, pointwise = (nn.Sequential(spec.conv(size)).double() for size in (None, 1))
+    with torch.no_grad():
+        for layers in (dense, pointwise):
+            (weight,) = layers.parameters()
+            weight.zero_()
+            weight[(0, 0, *((k - 1) // 2 for k in weight.shape[2:]))] = 1
+    x = torch.randn(1, 1, 17, 12, dtype=torch.float64)
+    expected = dense(x)
+    assert torch.equal(pointwise(x), expected)
+    if stride == 1:
+        assert torch.equal(spec.carried()(x), expected)
+    if isinstance(padding, int | str):
+        own = nn.Conv2d(1, 1, spec.kernel, stride, padding, dilation).double()
+        own.load_state_dict({"weight": next(dense.parameters()), "bias": torch.zeros(1)})
+        assert torch.equal(own(x), expected)
+
+
 @pytest.mark.parametrize("mode", ["zeros", "reflect", "replicate", "circular"])
 @pytest.mark.parametrize("kernel", [(3, 5), (4, 3), (2, 5), (6, 6)])
 def test_the_border_is_the_mode_s_own(mode: str, kernel: tuple[int, int]) -> None:
@@ -66,6 +95,14 @@ def test_the_norm_is_the_one_asked_for() -> None:
         ((4, 4, 3, -1), {}, "stride=-1"),
         ((4, 4, 3), {"dilation": (1, 0)}, "dilation=(1, 0)"),
         ((4, 4, 3), {"padding_mode": "constant"}, "padding_mode='constant' is none of zeros, reflect"),
+        (
+            (4, 4, 3),
+            {"padding": -1},
+            "padding=-1 must be 'same', 'valid', one number from 0 on, or 2 of them",
+        ),
+        ((4, 4, 3), {"padding": ((1, 1), (0, -1))}, "padding=((1, 1), (0, -1)) must be"),
+        ((4, 4, 3), {"padding": (1,)}, "padding=(1,) must be"),
+        ((4, 4, 3), {"padding": "full"}, "padding='full' must be"),
         ((4, 4, 3), {"dims": 4}, "dims must be 1, 2 or 3, got 4"),
     ],
 )
@@ -75,5 +112,5 @@ def test_what_makes_no_convolution_is_refused_with_its_values(arguments, options
 
 
 def test_an_option_that_no_block_takes_is_refused() -> None:
-    with pytest.raises(TypeError, match="no such option: padding; there are dilation, groups"):
-        RepVGGBlock(3, 4, padding=1)
+    with pytest.raises(TypeError, match="no such option: pad; there are dilation, groups, padding, "):
+        RepVGGBlock(3, 4, pad=1)

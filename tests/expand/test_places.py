@@ -95,11 +95,10 @@ def test_training_through_a_linear_tail(x: Tensor, generator: torch.Generator) -
 
 
 def test_one_place_does_not_end_the_whole_call(x: Tensor, generator: torch.Generator) -> None:
-    net = drawn(
-        nn.Sequential(three(), nn.Conv2d(16, 16, 3), nn.ReLU(), three(), nn.Conv2d(16, 4, 1)), generator, x
-    )
+    strided = nn.Conv2d(16, 16, 3, 2)
+    net = drawn(nn.Sequential(three(), strided, nn.ReLU(), three(), nn.Conv2d(16, 4, 1)), generator, x)
     wide = copy.deepcopy(net)
-    done = expand_(wide, "repvgg", x)
+    done = expand_(wide, "repghost", x)
     assert done.layers == ("0", "3")
     assert [path for path, _ in done.left] == ["1"]
     assert fold_error(wide(x), net(x)) <= 1e-10

@@ -171,7 +171,7 @@ class Block(Deployable, nn.Module):
 
     A class of blocks names its ``recipe``, or passes one that its own options complete.
 
-    Shapes: (N, in_channels, *size) -> (N, out_channels, *ceil(size / stride)).
+    Shapes: (N, in_channels, *size) -> (N, out_channels, *ceil(size / stride)), with ``padding`` that of the plain convolution.
     Raises ValueError for options that do not make a convolution, with the values.
     """
 

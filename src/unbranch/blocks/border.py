@@ -24,7 +24,7 @@ class BorderedPointwise(nn.Module):
         self.pointwise = pointwise
         self.in_channels = spec.in_channels
         self.padding = spec.padding
-        self.fills = spec.padding_mode == "zeros"
+        self.fills = spec.padding_mode == "zeros" and any(map(any, spec.padding))
         self.pad = pad_layer(spec.padding_mode, spec.padding)
 
     @no_type_check  # a recording would take the check's reading of sizes for ours

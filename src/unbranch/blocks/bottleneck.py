@@ -21,11 +21,10 @@ class Bottleneck(Branches):
         self.groups = spec.groups
         most = max(spec.in_channels, spec.out_channels)
         middle = spec.groups * max(1, round(widen * most / spec.groups))
-        still = replace(spec, stride=(1,) * spec.dims, dilation=(1,) * spec.dims)
-        widening = replace(still, out_channels=middle).conv(1, bias=True)
+        widening = spec.pointwise(spec.in_channels, middle).conv(bias=True)
         self.bordered = BorderedPointwise(nn.Sequential(widening), spec)
         self.conv = replace(spec, in_channels=middle, out_channels=middle).unpadded(bias=True)
-        self.narrow = replace(still, in_channels=middle).conv(1, bias=True)["conv"]
+        self.narrow = spec.pointwise(middle, spec.out_channels).conv(bias=True)["conv"]
 
     @torch.no_grad()
     def take_up(self, kernel: Tensor, shift: Tensor) -> tuple[nn.Parameter, ...]:
@@ -53,10 +52,10 @@ class Bottleneck(Branches):
 
 
 def linear_bottleneck(spec: ConvSpec, widen: float) -> Sum:
-    """1x1 -> kxk -> 1x1 with the border between them filled, and the input where channels and size stay."""
+    """1x1 -> kxk -> 1x1 with the border between them filled, and the input where channels stay and the stride is 1."""
     branches: dict[str, nn.Module] = {"bottleneck": Bottleneck(spec, widen)}
-    if spec.keeps_shape:
-        branches["shortcut"] = nn.Identity()
+    if spec.carries_input:
+        branches["shortcut"] = spec.carried()
     return Sum(branches)
 
 

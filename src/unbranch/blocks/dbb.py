@@ -1,7 +1,6 @@
 """The Diverse Branch Block."""
 
 from collections import OrderedDict
-from dataclasses import replace
 
 from torch import nn
 
@@ -17,13 +16,12 @@ def diverse(spec: ConvSpec) -> Sum:
     branches: dict[str, nn.Module] = {"dense": spec.conv_norm(), "pointwise": spec.conv_norm(1)}
     if spec.is_pointwise:
         return Sum(branches)
-    inner = replace(spec, out_channels=spec.in_channels, stride=(1,) * spec.dims)
+    inner, outer = (spec.pointwise(spec.in_channels, out) for out in (spec.in_channels, spec.out_channels))
     squeezed = OrderedDict(conv=spec.unpadded(), norm=spec.norm(spec.out_channels))
-    branches["squeezed"] = bordered(spec, inner.conv_norm(1), squeezed)
+    branches["squeezed"] = bordered(spec, inner.conv_norm(), squeezed)
     if all(d == 1 for d in spec.dilation):
-        outer = replace(spec, stride=(1,) * spec.dims)
         pool = OrderedDict(pool=POOLS[spec.dims](spec.kernel, spec.stride), norm=spec.norm(spec.out_channels))
-        branches["averaged"] = bordered(spec, outer.conv_norm(1), pool)
+        branches["averaged"] = bordered(spec, outer.conv_norm(), pool)
     return Sum(branches)
 
 

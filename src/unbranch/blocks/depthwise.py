@@ -17,35 +17,36 @@ def repvit(spec: ConvSpec) -> Sum:
         "dense": spec.conv_norm(),
         "pointwise": nn.Sequential(spec.conv(1, bias=True)),
     }
-    if spec.keeps_shape:
-        branches["shortcut"] = nn.Identity()
+    if spec.carries_input:
+        branches["shortcut"] = spec.carried()
     return Sum(branches, spec.norm(spec.out_channels))
 
 
 def repghost(spec: ConvSpec) -> Sum:
     """kxk with a norm and the input through a norm."""
     _adds_input("RepGhost", spec)
-    return Sum({"dense": spec.conv_norm(), "shortcut": spec.norm(spec.out_channels)})
+    return Sum({"dense": spec.conv_norm(), "shortcut": spec.carried_norm()})
 
 
 def _adds_input(block: str, spec: ConvSpec) -> None:
-    if not spec.keeps_shape:
+    if not spec.carries_input:
         raise ValueError(
             f"{block} adds the input itself, which needs as many channels out as in and stride 1, got "
-            f"{spec.in_channels} -> {spec.out_channels} channels and stride {spec.stride}"
+            f"{spec.in_channels} -> {spec.out_channels} channels and stride {spec.stride}: use a block that leaves it out, as RepVGG's does"
         )
 
 
 class Mixer(Branches):
     """y = x + scale * (mix(x) - norm(x)), scale one learnt number per channel.
 
-    Raises ValueError where ``spec`` changes channels or size.
+    Raises ValueError where ``spec`` changes channels or strides.
     """
 
     def __init__(self, spec: ConvSpec, num_branches: int, scale: float) -> None:
         super().__init__()
         _adds_input("RepMixer", spec)
         self.mix = over_parameterized(spec, num_branches=num_branches, shortcut="identity")
+        self.carried = spec.carried()
         self.norm = spec.norm(spec.in_channels)
         self.scale = nn.Parameter(torch.full((spec.in_channels, *(1,) * spec.dims), scale))
 
@@ -60,7 +61,8 @@ class Mixer(Branches):
     @no_type_check  # a recording would take the check's reading of sizes for ours
     def forward(self, x: Float[Tensor, "n c *size"]) -> Float[Tensor, "n c *size"]:
         """Mix."""
-        return x + self.scale * (self.mix(x) - self.norm(x))
+        carried = self.carried(x)
+        return carried + self.scale * (self.mix(x) - self.norm(carried))
 
 
 class RepVGGDW(Block):

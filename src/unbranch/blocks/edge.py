@@ -24,46 +24,50 @@ class ScaledFilter(nn.Module):
 
     filter: Tensor
 
-    def __init__(self, channels: int, taps: tuple[tuple[int, ...], ...], stride: tuple[int, ...]) -> None:
+    def __init__(
+        self,
+        channels: int,
+        taps: tuple[tuple[int, ...], ...],
+        stride: tuple[int, ...],
+        dilation: tuple[int, ...],
+    ) -> None:
         super().__init__()
         self.register_buffer("filter", torch.tensor(taps, dtype=torch.get_default_dtype()), persistent=False)
         self.scale = nn.Parameter(torch.randn(channels, 1, 1, 1) * 1e-3)
         self.bias = nn.Parameter(torch.zeros(channels))
         self.stride = stride
+        self.dilation = dilation
 
     @no_type_check  # a recording would take the check's reading of sizes for ours
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h2 w2"]:
         """Filter."""
-        return nn.functional.conv2d(
-            x, self.scale * self.filter, self.bias, self.stride, groups=self.scale.shape[0]
-        )
+        weight = self.scale * self.filter
+        return nn.functional.conv2d(x, weight, self.bias, self.stride, 0, self.dilation, len(weight))
 
 
 def edge_oriented(spec: ConvSpec, widen: float) -> Sum:
     """3x3, 1x1 -> 3x3, and 1x1 -> Sobel and Laplacian filters, none with a norm."""
-    if spec.kernel != (3, 3) or spec.groups != 1 or spec.dilation != (1, 1):
+    if spec.kernel != (3, 3):
         size = "x".join(map(str, spec.kernel))
         raise ValueError(
-            f"an edge-oriented block is 3x3, undivided and undilated, not {size} in {spec.groups} groups with dilation {spec.dilation}"
+            f"the filters of an edge-oriented block are 3x3, the kernel is {size}: use another block"
         )
-    middle = max(1, round(widen * spec.out_channels))
-    inner = replace(spec, out_channels=middle, stride=(1, 1))
-    outer = replace(spec, stride=(1, 1))
+    middle = spec.groups * max(1, round(widen * spec.out_channels / spec.groups))
+    inner, outer = (spec.pointwise(spec.in_channels, out) for out in (middle, spec.out_channels))
     branches: dict[str, nn.Module] = {"dense": nn.Sequential(spec.conv(bias=True))}
     after = OrderedDict(conv=replace(spec, in_channels=middle).unpadded(bias=True))
-    branches["widened"] = bordered(spec, nn.Sequential(inner.conv(1, bias=True)), after)
+    branches["widened"] = bordered(spec, nn.Sequential(inner.conv(bias=True)), after)
     for name, taps in FILTERS.items():
-        first = nn.Sequential(outer.conv(1, bias=True))
-        branches[name] = bordered(
-            spec, first, OrderedDict(filter=ScaledFilter(spec.out_channels, taps, spec.stride))
-        )
+        first = nn.Sequential(outer.conv(bias=True))
+        scaled = ScaledFilter(spec.out_channels, taps, spec.stride, spec.dilation)
+        branches[name] = bordered(spec, first, OrderedDict(filter=scaled))
     return Sum(branches)
 
 
 class EdgeOrientedBlock(Block):
     """y = act(w_3 * x + w_3' * pad(w_1 * x) + sum_f s_f (f * pad(w_f * x)) + b)  (Zhang et al., ECBSR, ACM MM 2021).
 
-    Shapes: (N, in_channels, h, w) -> (N, out_channels, *ceil(size / stride)). Raises ValueError for anything but an undivided 3x3.
+    Shapes: (N, in_channels, h, w) -> (N, out_channels, *ceil(size / stride)). Raises ValueError for anything but a 3x3.
 
     >>> EdgeOrientedBlock(4, 8)(torch.ones(1, 4, 7, 5)).shape
     torch.Size([1, 8, 7, 5])

@@ -13,7 +13,9 @@ from unbranch.blocks.spec import Axes, ConvSpec
 def beside_small(spec: ConvSpec, small: int) -> Sum:
     """The large kernel and a small one, each with its norm."""
     if any(small > k for k in spec.kernel):
-        raise ValueError(f"small={small} is larger than the kernel {spec.kernel}")
+        raise ValueError(
+            f"small={small} is larger than the kernel {spec.kernel}: use a smaller one, or another block"
+        )
     return Sum({"large": spec.conv_norm(), "small": spec.conv_norm(small)})
 
 
@@ -21,9 +23,12 @@ def beside_dilated(spec: ConvSpec, kernels: Sequence[int], dilations: Sequence[i
     """The large kernel and small ones that reach as far by dilation, each with its norm."""
     branches: dict[str, nn.Module] = {"large": spec.conv_norm()}
     for number, (k, d) in enumerate(zip(kernels, dilations, strict=True)):
-        if any(d * (k - 1) + 1 > size for size in spec.kernel):
-            raise ValueError(f"a {k}-tap kernel with dilation {d} reaches beyond the kernel {spec.kernel}")
-        sparse = replace(spec, kernel=(k,) * spec.dims, dilation=(d,) * spec.dims)
+        if any(d * ((k - 1) // 2) > (size - 1) // 2 or d * (k // 2) > size // 2 for size in spec.kernel):
+            raise ValueError(
+                f"a {k}-tap kernel with dilation {d} reaches beyond the kernel {spec.kernel}: use smaller ones, or another block"
+            )
+        # Of the large kernel's own taps, which may be dilated themselves.
+        sparse = replace(spec, kernel=(k,) * spec.dims, dilation=tuple(d * own for own in spec.dilation))
         branches[f"dilated{number}"] = sparse.conv_norm()
     return Sum(branches)
 
@@ -59,8 +64,8 @@ class RepLKBlock(Block):
 class DilatedReparamBlock(Block):
     """y = act(norm(w_K * x) + sum_i norm(w_i *_{d_i} x))  (Ding et al., UniRepLKNet, CVPR 2024, arXiv:2311.15599).
 
-    ``kernels`` and ``dilations`` name the small branches. Shapes: (N, channels, *size) -> the same; depthwise. Raises ValueError for
-    a branch that reaches beyond the large kernel.
+    ``kernels`` and ``dilations`` name the small branches, whose dilations count the large kernel's taps. Shapes: (N, channels, *size) ->
+    the same; depthwise. Raises ValueError for a branch that reaches beyond the large kernel.
 
     >>> DilatedReparamBlock(6, 13)(torch.ones(1, 6, 9, 5)).shape
     torch.Size([1, 6, 9, 5])

@@ -95,7 +95,7 @@ class OREPABlock(Block):
 
 
 def beside_squeezed(spec: ConvSpec) -> Sum:
-    """OREPA's kernel with its norm, 1x1 with a norm, and the input through a norm where channels and size stay."""
+    """OREPA's kernel with its norm, 1x1 with a norm, and the input through a norm where channels stay and the stride is 1."""
     branches: dict[str, nn.Module] = {"dense": Squeezed(spec), "pointwise": spec.conv_norm(1)}
     carried = shortcut_branch("auto", spec)
     return Sum(branches if carried is None else {**branches, "shortcut": carried})
@@ -104,7 +104,7 @@ def beside_squeezed(spec: ConvSpec) -> Sum:
 class RepConvOREPA(Block):
     """y = silu(OREPA(x) + norm(w_1 * x) + norm(x)): RepConv whose kxk is OREPA's  (YOLOv7's RepConv_OREPA).
 
-    Shapes and errors are ``OREPABlock``'s; the input itself is a branch where channels and size stay.
+    Shapes and errors are ``OREPABlock``'s; the input itself is a branch where channels stay and the stride is 1.
 
     >>> RepConvOREPA(4, 4)(torch.ones(1, 4, 7, 5)).shape
     torch.Size([1, 4, 7, 5])

@@ -11,8 +11,8 @@ def norm_after_sum(spec: ConvSpec) -> Sum:
     branches: dict[str, nn.Module] = {"dense": spec.conv_norm()}
     if not spec.is_pointwise:
         branches["pointwise"] = nn.Sequential(spec.conv(1))
-    if spec.keeps_shape:
-        branches["shortcut"] = nn.Identity()
+    if spec.carries_input:
+        branches["shortcut"] = spec.carried()
     return Sum(branches, spec.norm(spec.out_channels))
 
 

@@ -27,11 +27,11 @@ class RepVGGBlock(Block):
     """y = act(se(norm(w_k * x) + norm(w_1 * x) + norm(x)))  (Ding et al., 2021, arXiv:2101.03697).
 
     kxk, 1x1 and shortcut; ``num_branches`` kxk convolutions in place of one. ``shortcut`` is ``"auto"`` (the
-    input where channels and size stay), ``"identity"``, ``"conv"``, ``"average"``, ``"select"``, ``"linear"``
+    input where channels stay and the stride is 1), ``"identity"``, ``"conv"``, ``"average"``, ``"select"``, ``"linear"``
     or None.
 
     Shapes: (N, in_channels, *size) -> (N, out_channels, *ceil(size / stride)); zero-dimension batches pass.
-    Raises ValueError for an identity that changes channels or size and for whatever makes no convolution.
+    Raises ValueError for an identity that changes channels or strides and for whatever makes no convolution.
 
     >>> block = RepVGGBlock(16, 32, stride=2, shortcut="average").eval()
     >>> block.switch_to_deploy()

@@ -79,8 +79,8 @@ class FixedConv(nn.Module):
 def resample(kind: str, spec: ConvSpec) -> OrderedDict[str, nn.Module]:
     """``{"pad"?, "resample"}``: the mean of the s^dims taps from the centre on, channels mapped by group.
 
-    A stride s on an axis reads the pixels ``s * o + dilation * j``, 0 <= j < s, of which the last ones may
-    lie in the border that the kernel also sees. Raises ValueError where the kernel has fewer than s taps from
+    A stride s on an axis reads the pixels ``s * o + dilation * j``, 0 <= j < s, from where the kernel's centre tap is, of which the
+    last ones may lie in the border that the kernel also sees. Raises ValueError where the kernel has fewer than s taps from
     its centre on.
     """
     room = tuple(k - (k - 1) // 2 for k in spec.kernel)
@@ -92,10 +92,11 @@ def resample(kind: str, spec: ConvSpec) -> OrderedDict[str, nn.Module]:
     channels = CHANNEL_MAPS[kind](spec.in_channels // spec.groups, spec.out_channels // spec.groups)
     taps = prod(spec.stride)
     weight = channels.reshape(*channels.shape, *(1,) * spec.dims).expand(*channels.shape, *spec.stride) / taps
-    after = tuple((0, d * (s - 1)) for s, d in zip(spec.stride, spec.dilation, strict=True))
+    axes = zip(spec.stride, spec.dilation, spec.extra, strict=True)
+    padding = tuple((first, last + d * (s - 1)) for s, d, (first, last) in axes)
     layers: OrderedDict[str, nn.Module] = OrderedDict()
-    if taps > 1:
-        layers["pad"] = pad_layer(spec.padding_mode, after)
+    if any(map(any, padding)):
+        layers["pad"] = pad_layer(spec.padding_mode, padding)
     weight = weight.repeat(spec.groups, *(1,) * (weight.ndim - 1))
     layers["resample"] = FixedConv(weight, spec.stride, spec.dilation, spec.groups)
     return layers
@@ -104,21 +105,21 @@ def resample(kind: str, spec: ConvSpec) -> OrderedDict[str, nn.Module]:
 def shortcut_branch(kind: str | None, spec: ConvSpec) -> nn.Module | None:
     """The branch, its norm included, or None where there is none.
 
-    ``"auto"`` is ``"identity"`` where channels and size stay, else None. ``"identity"`` is the input itself,
-    ``"conv"`` a 1x1 convolution, ``"average"``, ``"select"`` and ``"linear"`` fixed maps across channels
-    (``CHANNEL_MAPS``). Raises ValueError for an identity that changes channels or size, a kernel too small
-    for its stride, an unknown name.
+    ``"auto"`` is ``"identity"`` where channels stay and the stride is 1, else None. ``"identity"`` is the input itself,
+    padded or cropped to where the kernel's centre reads it, ``"conv"`` a 1x1 convolution, ``"average"``, ``"select"`` and
+    ``"linear"`` fixed maps across channels (``CHANNEL_MAPS``). Raises ValueError for an identity that changes channels or
+    strides, a kernel too small for its stride, an unknown name.
     """
-    if kind is None or (kind == "auto" and not spec.keeps_shape):
+    if kind is None or (kind == "auto" and not spec.carries_input):
         return None
     if kind in ("auto", "identity"):
-        if not spec.keeps_shape:
+        if not spec.carries_input:
             raise ValueError(
                 f"shortcut='identity' needs as many channels out as in and stride 1, got "
                 f"{spec.in_channels} -> {spec.out_channels} channels and stride {spec.stride}: "
                 f"use 'conv', {', '.join(map(repr, CHANNEL_MAPS))} or None"
             )
-        return spec.norm(spec.out_channels)
+        return spec.carried_norm()
     if kind == "conv":
         return spec.conv_norm(1)
     if kind not in CHANNEL_MAPS:

@@ -2,7 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias, TypedDict, Unpack
 
 from torch import nn
@@ -10,6 +10,7 @@ from torch import nn
 from unbranch.blocks.pointwise import STRIDED_POINTWISE
 
 Axes: TypeAlias = int | Sequence[int]
+Padding: TypeAlias = int | str | Sequence[int | tuple[int, int]]
 NormFactory: TypeAlias = Callable[[int], nn.Module]
 LayerFactory: TypeAlias = Callable[..., nn.Module]
 
@@ -22,6 +23,7 @@ PADS: dict[str, dict[int, LayerFactory]] = {
     "replicate": {1: nn.ReplicationPad1d, 2: nn.ReplicationPad2d, 3: nn.ReplicationPad3d},
     "circular": {1: nn.CircularPad1d, 2: nn.CircularPad2d, 3: nn.CircularPad3d},
 }
+CONSTANT_PADS: dict[int, LayerFactory] = {1: nn.ConstantPad1d, 2: nn.ConstantPad2d, 3: nn.ConstantPad3d}
 
 
 class SpecOptions(TypedDict, total=False):
@@ -29,6 +31,9 @@ class SpecOptions(TypedDict, total=False):
 
     dilation: Axes
     groups: int
+    padding: Padding | None
+    """Pixels on both sides, one number an axis or a (before, after) pair; ``"valid"`` for none, ``"same"`` as torch's layers have it;
+    None, the default, keeps ceil(size / stride) pixels."""
     padding_mode: str
     """``"zeros"``, ``"reflect"``, ``"replicate"`` or ``"circular"``: for branches that read the border."""
     norm: NormFactory | None
@@ -49,17 +54,22 @@ def check_options(given: Mapping[str, object], known: type) -> None:
 
 @dataclass(frozen=True)
 class ConvSpec:
-    """The convolution y[o] = sum_t w[t] x[stride * o + dilation * (t - centre)] that a block folds into.
+    """The convolution y[o] = sum_t w[t] x[stride * o + dilation * (t - centre) - first] that a block folds into.
 
-    Each axis pads dilation * ((k - 1) // 2) before and dilation * (k // 2) after, so tap ``centre = (k - 1)
-    // 2`` looks at the pixel ``stride * o`` itself whatever the kernel: branches with smaller kernels line up
-    with it, for even kernels too, and the output has ceil(size / stride) pixels.
+    By default an axis pads dilation * ((k - 1) // 2) before and dilation * (k // 2) after, so tap ``centre = (k - 1)
+    // 2`` looks at the pixel ``stride * o`` itself whatever the kernel and the output has ceil(size / stride) pixels.
+    Any other padding has (``first``, ``last``) more than that, or less, as ``extra`` says for each axis: all branches are
+    moved alike, those with smaller kernels still line up with the centre tap, and where that takes less than no padding
+    they read the input cropped.
 
-    Shapes: (N, in_channels, *size) -> (N, out_channels, *ceil(size / stride)), ``len(size) == dims``.
-    Raises ValueError for counts below one, groups that do not divide the channels and unknown padding modes.
+    Shapes: (N, in_channels, *size) -> (N, out_channels, *out), ``len(size) == dims``, ``out = (size + before + after -
+    dilation * (k - 1) - 1) // stride + 1``.
+    Raises ValueError for counts below one, groups that do not divide the channels, unknown padding modes and negative padding.
 
     >>> ConvSpec.of(16, 32, kernel_size=4, stride=2).padding
     ((1, 2), (1, 2))
+    >>> ConvSpec.of(16, 32, kernel_size=4, stride=4, padding=0).around((1, 1))
+    ((-1, -2), (-1, -2))
     """
 
     in_channels: int
@@ -70,6 +80,7 @@ class ConvSpec:
     groups: int
     padding_mode: str
     norm: NormFactory
+    extra: tuple[tuple[int, int], ...]
 
     @classmethod
     def of(
@@ -88,15 +99,20 @@ class ConvSpec:
         dims = options.get("dims", 2)
         if dims not in CONVOLUTIONS:
             raise ValueError(f"dims must be 1, 2 or 3, got {dims}")
+        kernel = _per_axis("kernel_size", kernel_size, dims)
+        strides = _per_axis("stride", stride, dims)
+        dilation = _per_axis("dilation", options.get("dilation", 1), dims)
+        padding = options.get("padding")
         return cls(
             in_channels,
             out_channels,
-            _per_axis("kernel_size", kernel_size, dims),
-            _per_axis("stride", stride, dims),
-            _per_axis("dilation", options.get("dilation", 1), dims),
+            kernel,
+            strides,
+            dilation,
             options.get("groups", 1),
             options.get("padding_mode", "zeros"),
             options.get("norm") or NORMS[dims - 1],
+            ((0, 0),) * dims if padding is None else _extra(padding, kernel, strides, dilation),
         )
 
     def __post_init__(self) -> None:
@@ -119,8 +135,8 @@ class ConvSpec:
         return all(taps == 1 for taps in self.kernel)
 
     @property
-    def keeps_shape(self) -> bool:
-        """Whether the output has the input's channels and size, so that the input itself can be a branch."""
+    def carries_input(self) -> bool:
+        """Whether the output has the input's channels and its steps, so that the input itself, moved as the kernel is, can be a branch."""
         return self.in_channels == self.out_channels and all(step == 1 for step in self.stride)
 
     @property
@@ -131,38 +147,72 @@ class ConvSpec:
     @property
     def example_size(self) -> tuple[int, ...]:
         """A small input size, in pixels, at which every border mode is defined and taps see the inside."""
-        return tuple(
-            d * (k - 1) + 1 + s for k, s, d in zip(self.kernel, self.stride, self.dilation, strict=True)
-        )
+        axes = zip(self.kernel, self.stride, self.dilation, self.padding, strict=True)
+        return tuple(max(d * (k - 1) + s, *sides) + 1 for k, s, d, sides in axes)
 
     def around(self, kernel: Sequence[int]) -> tuple[tuple[int, int], ...]:
-        """(before, after) padding that puts the centre tap of ``kernel`` on the block's own centre."""
-        return tuple((d * ((k - 1) // 2), d * (k // 2)) for k, d in zip(kernel, self.dilation, strict=True))
+        """(before, after) padding that puts the centre tap of ``kernel`` on the block's own centre; negative where it crops."""
+        axes = zip(kernel, self.dilation, self.extra, strict=True)
+        return tuple((first + d * ((k - 1) // 2), last + d * (k // 2)) for k, d, (first, last) in axes)
+
+    def pointwise(self, in_channels: int, out_channels: int) -> "ConvSpec":
+        """A 1x1 layer before or behind the kernel, which gives a pixel for each pixel."""
+        ones, still = (1,) * self.dims, ((0, 0),) * self.dims
+        return replace(
+            self,
+            in_channels=in_channels,
+            out_channels=out_channels,
+            kernel=ones,
+            stride=ones,
+            dilation=ones,
+            extra=still,
+        )
+
+    def carried(self) -> nn.Module:
+        """The input where the kernel's centre reads it: the input itself, or padded, or cropped."""
+        return pad_layer(self.padding_mode, self.extra) if any(map(any, self.extra)) else nn.Identity()
+
+    def carried_norm(self) -> nn.Module:
+        """The input where the kernel's centre reads it, and a norm."""
+        norm = self.norm(self.out_channels)
+        if not any(map(any, self.extra)):
+            return norm
+        return nn.Sequential(OrderedDict(pad=self.carried(), norm=norm))
 
     def conv(self, kernel_size: Axes | None = None, *, bias: bool = False) -> OrderedDict[str, nn.Module]:
         """``{"pad"?, "conv"}``: a convolution with the spec's stride, dilation and groups, centred.
 
-        The pad is a module of its own only where before and after differ, which a convolution cannot say.
+        The pad is a module of its own where before and after differ or crop, which a convolution cannot say, before a strided 1x1, which
+        takes its pixels itself, and where the block's own kernel is 1x1.
         """
         kernel = self.kernel if kernel_size is None else _per_axis("kernel_size", kernel_size, self.dims)
         padding = self.around(kernel)
-        symmetric = all(before == after for before, after in padding)
-        layers: OrderedDict[str, nn.Module] = OrderedDict()
-        if not symmetric:
-            layers["pad"] = pad_layer(self.padding_mode, padding)
         strided = self.stride != (1,) * self.dims and kernel == (1,) * self.dims
+        native = all(before == after >= 0 for before, after in padding)
+        if any(map(any, padding)) and (strided or self.is_pointwise):
+            native = False
+        layers: OrderedDict[str, nn.Module] = OrderedDict()
+        if not native:
+            layers["pad"] = self._border(padding)
         layers["conv"] = (STRIDED_POINTWISE if strided else CONVOLUTIONS)[self.dims](
             self.in_channels,
             self.out_channels,
             kernel,
             self.stride,
-            tuple(before for before, _ in padding) if symmetric else 0,
+            tuple(before for before, _ in padding) if native else 0,
             self.dilation,
             self.groups,
             bias,
-            self.padding_mode if symmetric else "zeros",
+            self.padding_mode if native else "zeros",
         )
         return layers
+
+    def _border(self, padding: Sequence[tuple[int, int]]) -> nn.Module:
+        """What pads in front of a convolution."""
+        if self.is_pointwise and self.padding_mode == "zeros":
+            # Merged training takes 1x1 kernels with no wider one beside them for such as read no border; this pad it leaves to the branch.
+            return CONSTANT_PADS[self.dims](_last_first(padding), 0.0)
+        return pad_layer(self.padding_mode, padding)
 
     def unpadded(self, *, bias: bool = False) -> nn.Module:
         """The spec's convolution for an input that has its border already."""
@@ -177,8 +227,21 @@ class ConvSpec:
 
 
 def pad_layer(mode: str, padding: Sequence[tuple[int, int]]) -> nn.Module:
-    """The module that pads each axis by its (before, after); torch lists the last axis first."""
-    return PADS[mode][len(padding)](tuple(width for pair in reversed(padding) for width in pair))
+    """The module that pads each axis by its (before, after), or crops; torch lists the last axis first."""
+    if not any(side for pair in padding for side in pair):
+        return nn.Identity()
+    if all(side <= 0 for pair in padding for side in pair):
+        mode = "zeros"  # torch's other modes do not crop
+    if mode == "circular" and any(min(pair) < 0 < max(pair) for pair in padding):
+        raise ValueError(
+            f"a branch would have circular padding {tuple(padding)}, which wraps around a cropped end and is no convolution: "
+            "take another padding or another padding_mode, or leave the branch out"
+        )
+    return PADS[mode][len(padding)](_last_first(padding))
+
+
+def _last_first(padding: Sequence[tuple[int, int]]) -> tuple[int, ...]:
+    return tuple(width for pair in reversed(padding) for width in pair)
 
 
 def _per_axis(name: str, value: Axes, dims: int) -> tuple[int, ...]:
@@ -186,3 +249,30 @@ def _per_axis(name: str, value: Axes, dims: int) -> tuple[int, ...]:
     if len(values) != dims or any(v < 1 for v in values):
         raise ValueError(f"{name}={value} must be one positive number or {dims} of them")
     return values
+
+
+def _extra(
+    padding: Padding, kernel: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...]
+) -> tuple[tuple[int, int], ...]:
+    """How much more than the padding that keeps the centre tap on its pixel each axis has, (before, after)."""
+    spare = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
+    if padding != "same":
+        sides = _sides(padding, len(kernel))
+    elif all(step == 1 for step in stride):
+        sides = [(n // 2, n - n // 2) for n in spare]
+    else:
+        raise ValueError(f"padding='same' needs stride 1, as torch's layers do, got {stride}: give numbers")
+    axes = zip(sides, kernel, dilation, strict=True)
+    return tuple((b - d * ((k - 1) // 2), a - d * (k // 2)) for (b, a), k, d in axes)
+
+
+def _sides(padding: Padding, dims: int) -> list[tuple[int, int]]:
+    """(before, after) of each axis."""
+    each = 0 if padding == "valid" else padding
+    each = [each] * dims if isinstance(each, int) else [] if isinstance(each, str) else each
+    pairs = [(side, side) if isinstance(side, int) else side for side in each]
+    if len(pairs) != dims or any(min(pair) < 0 for pair in pairs):
+        raise ValueError(
+            f"padding={padding!r} must be 'same', 'valid', one number from 0 on, or {dims} of them or of (before, after) pairs"
+        )
+    return pairs

@@ -63,7 +63,8 @@ class Expanded(Deployable, StandIn):
         self.new = frozenset(new)
         self.in_channels, self.out_channels = spec.in_channels, spec.out_channels
         self.kernel_size, self.stride, self.dilation = spec.kernel, spec.stride, spec.dilation
-        self.padding = tuple(before for before, _ in spec.padding)
+        pads_alike = all(before == after for before, after in spec.padding)
+        self.padding = tuple(before for before, _ in spec.padding) if pads_alike else "same"
         self.groups, self.padding_mode = spec.groups, spec.padding_mode
         self.transposed, self.output_padding = False, (0,) * spec.dims
         self.example_size = spec.example_size
@@ -78,13 +79,13 @@ class Expanded(Deployable, StandIn):
         """The convolution; nothing where it stands there already."""
         if not isinstance(self.branches, Branches):
             return {}
-        return {"branches": to_convolution(self.branches, self.example())}
+        return {"branches": to_convolution(self.branches, self.example(), pads_same=True)}
 
     def __setattr__(self, name: str, value: Any) -> None:
         """A weight or bias that is put over the layer's own, as other people's fusing does, is that of the convolution it becomes."""
         if name in ("weight", "bias") and "branches" in self._modules:
             if self._layer() is None:
-                self.branches = to_convolution(copy.deepcopy(self.branches).eval(), self.example())
+                self.branches = self._folded()
             setattr(self._layer(), name, value)
         else:
             super().__setattr__(name, value)
@@ -104,13 +105,15 @@ class Expanded(Deployable, StandIn):
         return self._convolution()[1]
 
     def _convolution(self) -> tuple[Tensor, Tensor | None]:
-        layer = self._layer() or _layer_of(
-            to_convolution(copy.deepcopy(self.branches).eval(), self.example())
-        )
+        layer = self._layer() or _layer_of(self._folded())
         assert layer is not None
         weight = layer._parameters["weight"]
         assert weight is not None
         return weight, layer._parameters["bias"]
+
+    def _folded(self) -> nn.Module:
+        """What the branches are in eval mode; they stay as they are."""
+        return to_convolution(copy.deepcopy(self.branches).eval(), self.example(), pads_same=True)
 
     def _layer(self) -> nn.Module | None:
         """The convolution that stands in the branches' place; None while they are there."""

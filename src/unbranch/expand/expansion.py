@@ -80,7 +80,9 @@ def expand_(
     the batch's statistics: `calibrate` makes that the same function too. Make optimizers afterwards: the parameters are new ones.
 
     Args:
-        model: In eval mode; plain convolutions of 1 to 3 dimensions, strided, grouped, dilated, with or without bias and batch norm.
+        model: In eval mode; plain convolutions of 1 to 3 dimensions, of any kernel and padding (even kernels, none, ``"same"``), strided,
+            grouped, dilated, with or without bias and batch norm. Smaller branches read where the kernel's centre tap does, the input
+            padded or cropped for that.
         recipe: A name (``"repvgg"``, ``"mobileone"``), or a function from a `blocks.ConvSpec` to `blocks.Branches`.
         example_inputs: As for `reparameterize`.
         where: A glob on module paths, or ``(path, module) -> bool``. By default every convolution that the recipe can express
@@ -256,6 +258,7 @@ def spec_of(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, norm: Callable[[int], nn.M
         layer.kernel_size,
         layer.stride,
         dilation=layer.dilation,
+        padding=layer.padding,
         groups=layer.groups,
         padding_mode=layer.padding_mode,
         norm=norm,
