@@ -1,5 +1,6 @@
 """Batch norm in evaluation: ``y = gamma * (x - mean) / sqrt(var + eps) + beta``, a scale and a shift per channel."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -147,17 +148,24 @@ def restate(norm: nn.modules.batchnorm._BatchNorm, mean: Tensor, var: Tensor) ->
 
 
 @torch.no_grad()
-def track(norm: nn.modules.batchnorm._BatchNorm, mean: Tensor, variance: Tensor) -> None:
+def track(norms: Sequence[nn.modules.batchnorm._BatchNorm], means: Tensor, variances: Tensor) -> None:
     """One more batch seen: ``running += momentum * (seen - running)``, momentum 1 / batches where it is None; nothing without statistics.
 
-    ``mean`` and ``variance`` (over M - 1), (C,), are the batch's own.
+    ``means`` and ``variances`` (over M - 1), (norms, C), are the batch's own. No norm comes twice.
     """
-    if norm.running_mean is None or norm.running_var is None:
-        return
-    momentum = norm.momentum
-    if norm.num_batches_tracked is not None:
-        norm.num_batches_tracked.add_(1)
-        if momentum is None:
+    running: list[Tensor] = []
+    seen: list[Tensor] = []
+    momenta: list[float] = []
+    if counters := [n.num_batches_tracked for n in norms if n.num_batches_tracked is not None]:
+        torch._foreach_add_(counters, 1)
+    for norm, mean, variance in zip(norms, means.unbind(), variances.unbind(), strict=True):
+        if norm.running_mean is None or norm.running_var is None:
+            continue
+        momentum = norm.momentum
+        if momentum is None and norm.num_batches_tracked is not None:
             momentum = 1 / float(norm.num_batches_tracked)
-    norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), momentum or 0.0)
-    norm.running_var.lerp_(variance.to(norm.running_var.dtype), momentum or 0.0)
+        running += norm.running_mean, norm.running_var
+        seen += mean.to(norm.running_mean.dtype), variance.to(norm.running_var.dtype)
+        momenta += [momentum or 0.0] * 2
+    if running:
+        torch._foreach_lerp_(running, seen, momenta)

@@ -26,8 +26,7 @@ def run_merged(plan: TrainingPlan, x: Tensor) -> Tensor:
     y, mean, variance = Merged.apply(data, Call(road, shape, layout_of(x)), *fold.parameters())
     count = len(x) * prod(out)
     seen = (t.to(x.dtype) for t in (mean, variance.mul_(count / (count - 1))))
-    for term, own_mean, own_variance in zip(fold.terms, *seen, strict=True):
-        track(term.norm, own_mean, own_variance)
+    track([term.norm for term in fold.terms], *seen)
     return y
 
 

@@ -15,15 +15,13 @@
 #include <optional>
 #include <vector>
 
-#include "strips.h"
+#include "gram.h"
 
 namespace {
 
 using Parameters = c10::List<std::optional<Tensor>>;
 // Up to so many values in a patch, products are written out here.
 constexpr int64_t kSmall = 32;
-// From so many columns, a symmetric product is taken in parts.
-constexpr int64_t kHalve = 128;
 
 // The terms of a sum: kernel, gamma and beta of each in `tensors`, undefined where there is none; `places`, for each term in turn the
 // taps of the window that its own taps are.
@@ -154,35 +152,17 @@ Tensor through(const Tensor& rows, const Tensor& matrix) {
   return made;
 }
 
-// Into `to`, (D, D): a^T b where it is symmetric. What lies below the diagonal is not multiplied out.
-inline void gram_into(const Tensor& a, const Tensor& b, const Tensor& to) {
-  const int64_t half = a.size(1) / 2, rest = a.size(1) - half;
-  if (half < kHalve / 2) {
-    to.copy_(a.t().mm(b));
-    return;
-  }
-  gram_into(a.narrow(1, 0, half), b.narrow(1, 0, half), to.narrow(0, 0, half).narrow(1, 0, half));
-  gram_into(a.narrow(1, half, rest), b.narrow(1, half, rest), to.narrow(0, half, rest).narrow(1, half, rest));
-  const Tensor upper = a.narrow(1, 0, half).t().mm(b.narrow(1, half, rest));
-  to.narrow(0, 0, half).narrow(1, half, rest).copy_(upper);
-  to.narrow(0, half, rest).narrow(1, 0, half).copy_(upper.t());
-}
-
-// a^T b of each group where it is symmetric: (G, R, D) twice -> (G, D, D).
+// rows^T diag(weights) rows of each group: (G, R, D), G * R weights -> (G, D, D).
 template <typename T>
-Tensor gram(const Tensor& a, const Tensor& b) {
-  const int64_t groups = a.size(0), some = a.size(1), depth = a.size(2);
-  if (depth > kSmall && groups > 1) return at::bmm(a.mT(), b);
-  Tensor made = at::zeros({groups, depth, depth}, a.options());
-  if (depth > kSmall) {
-    gram_into(a[0], b[0], made[0]);
-    return made;
-  }
-  const T *left = a.const_data_ptr<T>(), *right = b.const_data_ptr<T>();
-  for (int64_t r = 0; r < groups * some; ++r, left += depth, right += depth) {
+Tensor gram(const Tensor& rows, const std::vector<T>& weights) {
+  const int64_t groups = rows.size(0), some = rows.size(1), depth = rows.size(2);
+  const T* row = rows.const_data_ptr<T>();
+  if (depth > kSmall) return symmetric<T>(row, Tall{groups, some, depth, depth, some * depth}, nullptr, weights.data(), rows.options());
+  Tensor made = at::zeros({groups, depth, depth}, rows.options());
+  for (int64_t r = 0; r < groups * some; ++r, row += depth) {
     T* to = made.mutable_data_ptr<T>() + r / some * depth * depth;
     for (int64_t j = 0; j < depth; ++j)
-      for (int64_t k = 0; k < depth; ++k) to[j * depth + k] += left[j] * right[k];
+      for (int64_t k = 0; k < depth; ++k) to[j * depth + k] += row[j] * (weights[r] * row[k]);
   }
   return made;
 }
@@ -233,6 +213,20 @@ Folded fold_of(const Terms& terms, const Tensor& mean, const Tensor& covariance,
   return made;
 }
 
+// -w^T B of each group: (G, O), (G, O, D) -> (G, D). Many small groups are no work for a product of matrices each.
+template <typename T>
+Tensor mean_grad(const Tensor& total, const Tensor& weight) {
+  const int64_t G = weight.size(0), O = weight.size(1), D = weight.size(2);
+  if (D > kSmall) return at::bmm(total.view({G, 1, O}), weight).squeeze(1).neg_();
+  Tensor made = at::zeros({G, D}, weight.options());
+  const T *by = total.const_data_ptr<T>(), *from = weight.const_data_ptr<T>();
+  for (int64_t i = 0; i < G * O; ++i) {
+    T* to = made.mutable_data_ptr<T>() + i / O * D;
+    for (int64_t d = 0; d < D; ++d) to[d] -= by[i] * from[i * D + d];
+  }
+  return made;
+}
+
 struct Unfolded {
   std::vector<Tensor> found;  // of the parameters that are needed, in turn
   Tensor covariance, mean, weight;
@@ -255,11 +249,10 @@ Unfolded unfold_of(const Terms& terms, const Tensor& kept, bool is_covariance, c
   for (int64_t j = 0; j < 3 * all; ++j)
     if (needed[j]) to[j] = made.found.emplace_back(terms.like(j, own)).template mutable_data_ptr<P>();
   made.weight = at::zeros({G, O, D}, product.options());
-  const Tensor scaled = deep ? at::empty_like(rows) : Tensor();
-  std::vector<T> lone(G * O);
+  std::vector<T> lone(G * O), dvariances(G * written * O);
   const T *row = rows.const_data_ptr<T>(), *passed = seen.const_data_ptr<T>(), *inv = inverse.const_data_ptr<T>(),
           *A = product.const_data_ptr<T>(), *B = total.const_data_ptr<T>();
-  T *weight = made.weight.mutable_data_ptr<T>(), *less = deep ? scaled.mutable_data_ptr<T>() : nullptr;
+  T *weight = made.weight.mutable_data_ptr<T>();
   at::parallel_for(0, G * O, 64, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t g = i / O, o = i % O;
@@ -282,15 +275,15 @@ Unfolded unfold_of(const Terms& terms, const Tensor& kept, bool is_covariance, c
         const int64_t size = terms.inner() * static_cast<int64_t>(terms.places[t].size());
         if (to[3 * t]) terms.own(t, to[3 * t] + i * size, last[t], [&](int64_t d) { return a * drawn_by[d] + 2 * dvariance * passed[at + d]; });
         for (int64_t d = 0; d < D; ++d) weight[i * D + d] += a * row[at + d];
-        if (deep) for (int64_t d = 0; d < D; ++d) less[at + d] = dvariance * row[at + d];
+        dvariances[(g * written + t) * O + o] = dvariance;
       }
     }
   });
   if (!deep) return made;
-  made.covariance = gram<T>(rows.view({G, written * O, D}), scaled.view({G, written * O, D}));
+  made.covariance = gram<T>(rows.view({G, written * O, D}), dvariances);
   if (terms.bare)
     for (int64_t i = 0; i < G * O; ++i) made.covariance.mutable_data_ptr<T>()[(i / O * D + i % O) * D + i % O] += lone[i];
-  made.mean = at::bmm(total.unsqueeze(1), made.weight).squeeze(1).neg_();
+  made.mean = mean_grad<T>(total, made.weight);
   return made;
 }
 

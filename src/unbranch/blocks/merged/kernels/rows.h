@@ -25,22 +25,22 @@ class Rows {
 
   // `known` is the mean where it was found before.
   Rows(const Tensor& x, int64_t g, const std::optional<Tensor>& known)
-      : groups(g), count(x.size(0)), mean(known.has_value() ? *known : x.mean(0).view({g, -1})), centred_(x - mean.view(-1)) {}
+      : groups(g), count(x.size(0)), mean(known.has_value() ? *known : x.mean(0).view({g, -1})), x_(x.contiguous()),
+        centred_(known.has_value() ? x - mean.view(-1) : Tensor()) {}
 
   Tensor covariance() const {
-    Tensor made;
-    if (groups == 1) {
-      made = at::empty({1, centred_.size(1), centred_.size(1)}, centred_.options());
-      gram_into(centred_, centred_, made[0]);
-    } else {
-      made = at::bmm(by_group(centred_).mT(), by_group(centred_));
-    }
-    return made.div_(count);
+    const int64_t depth = mean.size(1), all = groups * depth;
+    const auto of = [&]<typename T>() {
+      const T *rows = x_.const_data_ptr<T>(), *shift = mean.const_data_ptr<T>();
+      return symmetric<T>(rows, Tall{groups, count, depth, all, depth}, shift, nullptr, x_.options());
+    };
+    return (x_.scalar_type() == at::kDouble ? of.template operator()<double>() : of.template operator()<float>()).div_(count);
   }
 
   void convolve(const Tensor& weight, const Tensor& offset, Tensor& y) const {
-    if (groups == 1) at::addmm_out(y, offset.view(-1), centred_, weight[0].t());
-    else by_group(y).copy_(at::baddbmm(offset.unsqueeze(1), by_group(centred_), weight.mT()));
+    const Tensor start = at::baddbmm(offset.unsqueeze(1), mean.unsqueeze(1), weight.mT(), 1, -1);
+    if (groups == 1) at::addmm_out(y, start.view(-1), x_, weight[0].t());
+    else by_group(y).copy_(at::baddbmm(start, by_group(x_), weight.mT()));
   }
 
   std::pair<Tensor, Tensor> kernel_grad(const Tensor& g) const {
@@ -64,7 +64,7 @@ class Rows {
   }
 
  private:
-  const Tensor centred_;
+  const Tensor x_, centred_;  // the second for the way back only
 
   Tensor by_group(const Tensor& rows) const { return rows.view({count, groups, -1}).transpose(0, 1); }
 };

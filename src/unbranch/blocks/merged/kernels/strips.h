@@ -33,6 +33,8 @@ constexpr int64_t kFlush = 256;
 // A strip of rows with its border should stay in a core's own cache.
 constexpr int64_t kStripBytes = 96 * 1024;
 constexpr int64_t kTasks = 32;
+// Pixels lie so far apart that the processor does not see by itself which comes next: it is asked for this many pixels before it is read.
+constexpr int64_t kAhead = 16;
 
 struct Geometry {
   int64_t n, h, w, c, kh, kw, sh, sw, dh, dw, top, left, ho, wo;
@@ -106,10 +108,14 @@ struct Strip {
       }
       if (fresh) std::fill(to, to + begin, -minus), std::fill(to + end, to + width, -minus);
       const T* pixel = from + (y * w + left + begin) * c;
-      if (lanes == Lanes<T>::count)
-        for (int64_t u = begin; u < end; ++u, pixel += c) to[u] = load<T>(pixel, Lanes<T>::count) - minus;
-      else
-        for (int64_t u = begin; u < end; ++u, pixel += c) to[u] = load<T>(pixel, lanes) - minus;
+      const auto each = [&](int64_t some) {
+        for (int64_t u = begin; u < end; ++u, pixel += c) {
+          __builtin_prefetch(pixel + kAhead * c);
+          to[u] = load<T>(pixel, some) - minus;
+        }
+      };
+      if (lanes == Lanes<T>::count) each(Lanes<T>::count);
+      else each(lanes);
     }
   }
 
