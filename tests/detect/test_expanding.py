@@ -152,7 +152,9 @@ def test_new_branches_learn_at_a_rate_of_their_own(trained: Path) -> None:
         ({"expand": "repvg"}, "recipe 'repvg' is none of repvgg"),
         pytest.param({"where": "head.*"}, r"where='head.\*' selects no convolution", marks=pytest.mark.slow),
         pytest.param(
-            {"where": "backbone.stem"}, "branches.dense.0: the recipe makes", marks=pytest.mark.slow
+            {"expand": "repghost", "where": "backbone.stem"},
+            "branches.dense.0: RepGhost adds the input itself",
+            marks=pytest.mark.slow,
         ),
         ({"expand": None}, "chooses layers for expand; name a recipe too"),
         ({"weights": None}, "adds branches to a trained network: give its weights"),

@@ -196,6 +196,34 @@ def test_circular_padding_around_a_cropped_end_is_refused(generator: torch.Gener
     assert list(net.modules()) == before
 
 
+class PadsItself(nn.Conv2d):
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(nn.functional.pad(input, (1, 1, 1, 1)))
+
+
+class PadsBySize(nn.Conv2d):
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(nn.functional.pad(input, (0, input.shape[-1] % 2, 0, 0)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (
+            PadsItself,
+            r"the layer is conv 3x3 4->4 with padding \(\(1, 1\), \(1, 1\)\): give the convolution itself",
+        ),
+        (PadsBySize, r"PadsBySize is more than its convolution \(.* size\): put a plain one in its place"),
+    ],
+)
+def test_padding_that_is_not_the_layer_s_own_is_refused(kind: type[nn.Conv2d], message: str) -> None:
+    net = nn.Sequential(kind(4, 4, 3), nn.ReLU()).eval()
+    before = list(net.modules())
+    with pytest.raises(ValueError, match=f"^0: {message}"):
+        expand_(net, "repvgg", torch.zeros(1, 4, 9, 9), where="0")
+    assert list(net.modules()) == before
+
+
 def test_it_shows_how_the_plain_layer_pads(generator: torch.Generator) -> None:
     x = torch.randn(1, 4, 9, 8, generator=generator, dtype=torch.float64)
     shown = []

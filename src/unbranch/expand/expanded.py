@@ -191,5 +191,6 @@ def _check_geometry(now: Affine, wanted: Affine) -> None:
     )
     if not same or (a.is_padded and a.mode != b.mode):
         raise NotLinear(
-            f"the recipe makes {a} with padding {a.padding}, the layer is {b} with padding {b.padding}"
+            f"the recipe makes {a} with padding {a.padding}, the layer is {b} with padding {b.padding}: "
+            "give the convolution itself that padding, or take another recipe"
         )

@@ -238,8 +238,7 @@ def _branches(layer: nn.Module, site: Site | None, recording: Recording, recipe:
     assert isinstance(layer, PLAIN)
     norm = None if site is None else site.steps[-1].frame.module
     spec = spec_of(layer, _factory_of(norm, len(layer.kernel_size)))
-    # A layer of somebody's own may compute more than the convolution that is found in it.
-    alone = to_affine(layer, torch.zeros((1, layer.in_channels, *spec.example_size)).to(layer.weight))
+    alone = _alone(layer, torch.zeros((1, layer.in_channels, *spec.example_size)).to(layer.weight))
     target = alone if site is None else site.fact.evaluate(recording.graph.device)
     branches = recipe(spec)
     if not isinstance(branches, Branches):
@@ -248,6 +247,16 @@ def _branches(layer: nn.Module, site: Site | None, recording: Recording, recipe:
     if isinstance(branches, Sum) and _is_single(branches) and isinstance(branches.norm, nn.Identity):
         raise SingleBranch("the recipe makes one branch of it, which is what it is")
     return expanded(target, spec, branches, layer.weight.detach(), norm)
+
+
+def _alone(layer: nn.Module, example: Tensor) -> Affine:
+    """The map of the layer itself: one of somebody's own may compute more than the convolution that is found in it."""
+    try:
+        return to_affine(layer, example)
+    except NotLinear as error:
+        raise NotLinear(
+            f"{type(layer).__name__} is more than its convolution ({error}): put a plain one in its place"
+        ) from error
 
 
 def spec_of(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, norm: Callable[[int], nn.Module] | None) -> ConvSpec:
