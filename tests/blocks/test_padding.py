@@ -71,16 +71,16 @@ def test_its_output_is_as_large_as_the_plain_convolution_s(x: Tensor) -> None:
 def test_merged_training_does_what_the_branches_do(
     kernel: int, stride: int, padding: Any, merges: tuple[str, ...], x: Tensor, generator: torch.Generator
 ) -> None:
-    """A branch that crops, or pads by itself, says so and is computed by itself."""
+    """A branch that is not merged, as one that crops may be, has a reason and is computed by itself."""
     block = MobileOneBlock(6, 6, kernel, stride, num_branches=2, padding=padding, activation=None).double()
     randomize(block, generator, x)
     merged = copy.deepcopy(block.train())
     assert isinstance(merged.branches, Sum)
     merged.branches.merging = "merged"
     plan = merged.branches.training_plan(x)
-    assert plan.merged == merges
-    assert set(plan.apart) == {*merged.branches.names} - {*merges}
-    assert all("Pad" in why or "pads the input" in why for why in plan.apart.values())
+    assert {*merges} <= {*plan.merged}
+    assert {*plan.apart} == {*merged.branches.names} - {*plan.merged}
+    assert all(plan.apart.values())
     given = [x.clone().requires_grad_() for _ in range(2)]
     results = [one(v) for one, v in zip((merged, block), given, strict=True)]
     assert fold_error(*results) <= 1e-10

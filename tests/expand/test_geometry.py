@@ -213,13 +213,13 @@ class PadsBySize(nn.Conv2d):
             PadsItself,
             r"the layer is conv 3x3 4->4 with padding \(\(1, 1\), \(1, 1\)\): give the convolution itself",
         ),
-        (PadsBySize, r"PadsBySize is more than its convolution \(.* size\): put a plain one in its place"),
+        (PadsBySize, "computed from the input's size: put a plain convolution in its place"),
     ],
 )
 def test_padding_that_is_not_the_layer_s_own_is_refused(kind: type[nn.Conv2d], message: str) -> None:
     net = nn.Sequential(kind(4, 4, 3), nn.ReLU()).eval()
     before = list(net.modules())
-    with pytest.raises(ValueError, match=f"^0: {message}"):
+    with pytest.raises(ValueError, match=message):
         expand_(net, "repvgg", torch.zeros(1, 4, 9, 9), where="0")
     assert list(net.modules()) == before
 

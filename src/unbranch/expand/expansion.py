@@ -254,9 +254,7 @@ def _alone(layer: nn.Module, example: Tensor) -> Affine:
     try:
         return to_affine(layer, example)
     except NotLinear as error:
-        raise NotLinear(
-            f"{type(layer).__name__} is more than its convolution ({error}): put a plain one in its place"
-        ) from error
+        raise NotLinear(f"{error}: put a plain convolution in its place") from error
 
 
 def spec_of(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, norm: Callable[[int], nn.Module] | None) -> ConvSpec:
