@@ -69,7 +69,7 @@ def test_an_input_that_does_not_fit_ends_in_torchs_own_error(case: str) -> None:
         (nn.BatchNorm2d(3), "norm is of 3 channels, the input has 6"),
         (normed(nn.ZeroPad2d(-1), nn.Conv2d(6, 6, 1, padding=1, bias=False), nn.BatchNorm2d(6)), "no border"),
         (normed(conv(6, 1), nn.BatchNorm2d(1)), "no other branch is like it"),
-        (normed(conv(6, 6), nn.BatchNorm2d(6)).to("meta"), "not on cpu"),
+        (normed(conv(6, 6), nn.BatchNorm2d(6)).to("meta"), "not torch.float32 on cpu"),
     ],
 )
 def test_a_branch_that_does_not_fit_is_kept_apart(branch: nn.Module, why: str) -> None:

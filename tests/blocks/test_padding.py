@@ -64,8 +64,8 @@ def test_its_output_is_as_large_as_the_plain_convolution_s(x: Tensor) -> None:
         (4, 4, 0, ("dense0", "dense1")),
         (3, 1, 3, ("dense0", "dense1", "pointwise")),
         (2, 2, ((0, 1), (1, 0)), ("dense0", "dense1")),
-        (1, 1, 1, ()),
-        (1, 2, (1, 0), ()),
+        (1, 1, 1, ("dense0", "dense1")),
+        (1, 2, (1, 0), ("dense0", "dense1")),
     ],
 )
 def test_merged_training_does_what_the_branches_do(

@@ -31,6 +31,7 @@ def test_the_centre_tap_sits_on_the_pixel_that_a_pointwise_kernel_sees(
     assert torch.equal(layers(x), x[every])
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 @pytest.mark.parametrize("padding", [0, 1, 4, "valid", "same", (2, 0), ((0, 3), (5, 1)), ((4, 0), (0, 0))])
 @pytest.mark.parametrize("kernel", [1, 2, 3, 4, (5, 2)])
 @pytest.mark.parametrize("stride", [1, 3])

@@ -23,7 +23,6 @@ PADS: dict[str, dict[int, LayerFactory]] = {
     "replicate": {1: nn.ReplicationPad1d, 2: nn.ReplicationPad2d, 3: nn.ReplicationPad3d},
     "circular": {1: nn.CircularPad1d, 2: nn.CircularPad2d, 3: nn.CircularPad3d},
 }
-CONSTANT_PADS: dict[int, LayerFactory] = {1: nn.ConstantPad1d, 2: nn.ConstantPad2d, 3: nn.ConstantPad3d}
 
 
 class SpecOptions(TypedDict, total=False):
@@ -193,7 +192,7 @@ class ConvSpec:
             native = False
         layers: OrderedDict[str, nn.Module] = OrderedDict()
         if not native:
-            layers["pad"] = self._border(padding)
+            layers["pad"] = pad_layer(self.padding_mode, padding)
         layers["conv"] = (STRIDED_POINTWISE if strided else CONVOLUTIONS)[self.dims](
             self.in_channels,
             self.out_channels,
@@ -206,13 +205,6 @@ class ConvSpec:
             self.padding_mode if native else "zeros",
         )
         return layers
-
-    def _border(self, padding: Sequence[tuple[int, int]]) -> nn.Module:
-        """What pads in front of a convolution."""
-        if self.is_pointwise and self.padding_mode == "zeros":
-            # Merged training takes 1x1 kernels with no wider one beside them for such as read no border; this pad it leaves to the branch.
-            return CONSTANT_PADS[self.dims](_last_first(padding), 0.0)
-        return pad_layer(self.padding_mode, padding)
 
     def unpadded(self, *, bias: bool = False) -> nn.Module:
         """The spec's convolution for an input that has its border already."""

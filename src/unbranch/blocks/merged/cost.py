@@ -5,9 +5,8 @@ What is no product counts as the multiply-adds that take as long, of float32 in 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
 
-from unbranch.blocks.merged.terms import Term
+from unbranch.blocks.merged.terms import Window
 
 NORM = 90
 """A batch norm and its place in the sum, for each value: forward and backward."""
@@ -39,23 +38,23 @@ class Cost:
 
 
 def cost(
-    road: str, terms: Sequence[Term], window: Term, outputs: int, channels: int, keeps_other: bool
+    road: str, terms: Sequence[Window], window: Window, outputs: int, channels: int, keeps_other: bool
 ) -> Cost:
     """Of merging ``terms`` on ``window``, for M ``outputs`` in all pictures; ``keeps_other``: another convolution stays beside them.
 
     With B kernels, T norms, G groups of D values in a patch and C_out outputs, moments and their use in backward take 2 M G D^2, the fold
     and its gradients 2 B C_out D^2; B - 1 convolutions less save 3 (B - 1) M D C_out, or fewer where they have fewer taps.
     """
-    out = window.norm.num_features
+    out = window.outputs
     values = outputs * out
     inner = channels // window.groups
-    depth = inner * prod(window.size)
-    taps = [prod(term.size) for term in terms if term.weight is not None]
+    depth = inner * window.taps
+    taps = [term.taps for term in terms if term.has_kernel]
     kernels = len(taps)
     more_kept = KEPT * values * (kernels > (0 if keeps_other else 1))
     if road == "depthwise":
         return Cost(WINDOW * values + CHANNEL * out + CALL, BRANCH * (len(terms) - 1) * values, more_kept)
     moments = outputs * depth * window.groups * (2 * depth + 2 * PASS)
     folding = kernels * out * depth * (2 * depth + ENTRY)
-    convolutions = 3 * outputs * inner * (sum(taps) - prod(window.size)) * out
+    convolutions = 3 * outputs * inner * (sum(taps) - window.taps) * out
     return Cost(moments + folding, convolutions + NORM * len(terms) * values, more_kept)

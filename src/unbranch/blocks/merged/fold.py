@@ -50,12 +50,12 @@ class Fold:
     @property
     def outputs(self) -> int:
         """O, of one group."""
-        return self.terms[0].norm.num_features // self.groups
+        return self.terms[0].window.outputs // self.groups
 
     @cached_property
     def places(self) -> tuple[list[int], list[int], int]:
         """The taps of the window that each term's own taps are, term after term; how many each has; how many the window has."""
-        shapes = tuple((term.size, tuple(self._margins(term)[-2::-2])) for term in self.terms)
+        shapes = tuple((term.window.size, tuple(self._margins(term)[-2::-2])) for term in self.terms)
         return _places(shapes, self.size)
 
     @cached_property
@@ -83,7 +83,10 @@ class Fold:
     def _alike(self, one: int, other: int) -> bool:
         """Whether two terms' kernels are of one size, in one place on the window."""
         a, b = self.terms[one], self.terms[other]
-        return (a.weight is None) == (b.weight is None) and (a.size, a.before) == (b.size, b.before)
+        return (a.weight is None) == (b.weight is None) and (a.window.size, a.window.before) == (
+            b.window.size,
+            b.window.before,
+        )
 
     def _rows(self, first: int, kernels: Sequence[Tensor | None], like: Tensor) -> Tensor:
         """Of alike terms, the first of them given: (terms, G, O, D)."""
@@ -121,8 +124,9 @@ class Fold:
 
     def _margins(self, term: Term) -> list[int]:
         """Taps of the window before and after the term's own, the last axis first."""
-        room = zip(self.size, term.size, self.before, term.before, self.dilation, strict=True)
-        pairs = [((b - own) // d, k - size - (b - own) // d) for k, size, b, own, d in room]
+        own = term.window
+        room = zip(self.size, own.size, self.before, own.before, self.dilation, strict=True)
+        pairs = [((b - first) // d, k - size - (b - first) // d) for k, size, b, first, d in room]
         return [n for pair in reversed(pairs) for n in pair]
 
 

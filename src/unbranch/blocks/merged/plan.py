@@ -1,11 +1,12 @@
 """Which branches of a sum train as one convolution, by which road, and why the others do not."""
 
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from itertools import chain
 from math import prod
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from unbranch.blocks.merged import compiled
 from unbranch.blocks.merged.cost import cost
 from unbranch.blocks.merged.fold import Fold
-from unbranch.blocks.merged.terms import Apart, Term, any_global_hook, plain, read_term
+from unbranch.blocks.merged.terms import Apart, Term, Window, any_global_hook, plain, read_term
 
 Training: TypeAlias = Literal["auto", "merged", "branches"]
 Road: TypeAlias = Literal["pointwise", "channelwise", "patches", "depthwise"]
@@ -26,6 +27,10 @@ ROADS: dict[Road, str] = {
 }
 DTYPES = (torch.float32, torch.float64)
 COMPILED_TAPS = 3
+LONELY = "no other branch is like it"
+
+Windows: TypeAlias = tuple[tuple[str, Window], ...]
+"""Of terms, by name."""
 
 
 @dataclass(frozen=True)
@@ -63,13 +68,19 @@ def plan_training(
     terms, apart = [], {}
     for name, branch in branches.items():
         try:
-            terms.append(read_term(name, branch, x.shape))
+            terms.append(read_term(name, branch, x))
         except Apart as reason:
             apart[name] = str(reason)
     apart |= _sharing(branches, terms, apart)
-    plan = _choose(tuple(term for term in terms if term.name not in apart), apart, x, training)
+    terms = [term for term in terms if term.name not in apart]
+    windows = tuple((term.name, term.window) for term in terms)
+    shape, device = tuple(x.shape), x.device.type
+    choice = _choose(Question(windows, bool(apart), shape, device, training, _uncompiled(device)))
+    apart |= choice.apart
+    fold = _fold([term for term in terms if term.name in choice.merged], x.shape[1]) if choice.road else None
     # They run in the order of the sum: statistics of norms that they share, and random numbers, depend on it.
-    return replace(plan, apart={name: plan.apart[name] for name in branches if name in plan.apart})
+    rest = {name: apart[name] for name in branches if name in apart}
+    return TrainingPlan(choice.merged, choice.road, rest, fold)
 
 
 def _sharing(
@@ -101,54 +112,80 @@ def _unmergeable(x: Tensor, training: Training, learning: bool) -> str | None:
     return None
 
 
-def _choose(terms: tuple[Term, ...], apart: dict[str, str], x: Tensor, training: Training) -> TrainingPlan:
-    """The widest road that is there and pays."""
+class Question(NamedTuple):
+    """All that a choice depends on: terms by name, whether there are other branches, the input, and why nothing compiled runs on it."""
+
+    windows: Windows
+    others: bool
+    shape: tuple[int, ...]
+    device: str
+    training: Training
+    uncompiled: str | None
+
+    @property
+    def channels(self) -> int:
+        """Of the input."""
+        return self.shape[1]
+
+    @property
+    def size(self) -> tuple[int, ...]:
+        """Of its pictures."""
+        return self.shape[2:]
+
+
+class Choice(NamedTuple):
+    """What is merged by which road, and why the other terms are not."""
+
+    merged: tuple[str, ...]
+    road: Road | None
+    apart: Mapping[str, str]
+
+
+@lru_cache(maxsize=4096)
+def _choose(asked: Question) -> Choice:
+    """The widest road that is there and pays. Asked anew in every step, so what was answered once is kept."""
     refused: dict[str, str] = {}
-    for road, some in _roads(terms, x):
-        others = [t.name for t in terms if t not in some and t.weight is not None] + list(apart)
-        why = _refusal(road, some, x, training, bool(others))
+    for road, some in _roads(asked):
+        names = tuple(name for name, _ in some)
+        beside = asked.others or any(w.has_kernel for name, w in asked.windows if name not in names)
+        why = _refusal(road, [window for _, window in some], asked, beside)
         if why is None:
-            names = tuple(term.name for term in some)
-            rest = {t.name: refused.get(t.name, "no other branch is like it") for t in terms if t not in some}
-            return TrainingPlan(names, road, {**apart, **rest}, _fold(some, x.shape[1]))
-        refused |= {t.name: f"{refused[t.name]}; {why}" if t.name in refused else why for t in some}
-    lonely = {t.name: refused.get(t.name, "no other branch is like it") for t in terms}
-    return TrainingPlan((), None, {**apart, **lonely})
+            rest = [name for name, _ in asked.windows if name not in names]
+            return Choice(names, road, {name: refused.get(name, LONELY) for name in rest})
+        refused |= {name: f"{refused[name]}; {why}" if name in refused else why for name in names}
+    return Choice((), None, {name: refused.get(name, LONELY) for name, _ in asked.windows})
 
 
-def _roads(terms: tuple[Term, ...], x: Tensor) -> list[tuple[Road, tuple[Term, ...]]]:
+def _roads(asked: Question) -> list[tuple[Road, Windows]]:
     """Sets of terms that read one window, the widest first."""
-    found: list[tuple[Road, tuple[Term, ...]]] = []
-    kernels = [term for term in terms if term.weight is not None]
-    widest = max(kernels, key=lambda t: prod(t.size), default=None)
+    found: list[tuple[Road, Windows]] = []
+    kernels = [window for _, window in asked.windows if window.has_kernel]
+    widest = max(kernels, key=lambda w: w.taps, default=None)
     if widest is not None and not widest.is_pointwise:
-        some = tuple(term for term in terms if _fits(term, widest, x))
-        depthwise = widest.groups == x.shape[1] == widest.norm.num_features
+        some = tuple(own for own in asked.windows if _fits(own[1], widest, asked.size))
+        depthwise = widest.groups == asked.channels == widest.outputs
         found.append(("depthwise" if depthwise else "patches", some))
-    pointwise = [term for term in terms if term.is_pointwise]
-    first = next((term for term in pointwise if term.weight is not None), None)
-    some = tuple(term for term in pointwise if first is None or _fits(term, first, x))
-    single = first is None or first.groups == x.shape[1] == first.norm.num_features
+    pointwise = tuple(own for own in asked.windows if own[1].is_pointwise)
+    first = next((window for _, window in pointwise if window.has_kernel), None)
+    some = tuple(own for own in pointwise if first is None or _fits(own[1], first, asked.size))
+    single = first is None or first.groups == asked.channels == first.outputs
     found.append(("channelwise" if single else "pointwise", some))
     return [(road, some) for road, some in found if some]
 
 
-def _fits(term: Term, window: Term, x: Tensor) -> bool:
-    """Whether the term's taps are among the window's, for the same outputs."""
-    if term.norm.num_features != window.norm.num_features:
+def _fits(own: Window, window: Window, size: tuple[int, ...]) -> bool:
+    """Whether a term's taps are among the window's, for the same outputs."""
+    if own.outputs != window.outputs:
         return False
-    if term.weight is not None and term.geometry == window.geometry:
+    if own.has_kernel and own[:6] == window[:6]:
         return True
-    size = tuple(x.shape[2:])
-    if term.weight is not None and (term.groups, term.stride) != (window.groups, window.stride):
+    if own.has_kernel and (own.groups, own.stride) != (window.groups, window.stride):
         return False
-    if term.weight is None and any(s != 1 for s in window.stride):
+    if not own.has_kernel and any(s != 1 for s in window.stride):
         return False
-    if term.out_size(size) != window.out_size(size):
+    if own.out_size(size) != window.out_size(size):
         return False
-    axes = zip(
-        term.size, term.dilation, term.before, window.size, window.dilation, window.before, strict=True
-    )
+    axes = zip(own.size, own.dilation, own.before, window.size, window.dilation, window.before, strict=True)
     for k, d, b, room, step, before in axes:
         first = before - b
         if (k > 1 and d != step) or first < 0 or first % step or first // step + k > room:
@@ -156,52 +193,47 @@ def _fits(term: Term, window: Term, x: Tensor) -> bool:
     return True
 
 
-def _refusal(
-    road: Road, terms: tuple[Term, ...], x: Tensor, training: Training, keeps_other: bool
-) -> str | None:
+def _refusal(road: Road, windows: Sequence[Window], asked: Question, beside: bool) -> str | None:
     """Why this road is not taken; None where it is. A lone 1x1 kernel saves its output beside another convolution, and only there."""
-    window = max(terms, key=lambda t: prod(t.size))
-    if len(terms) == 1 and not (road == "pointwise" and keeps_other):
-        return "no other branch is like it"
-    out = window.out_size(tuple(x.shape[2:]))
-    outputs = len(x) * prod(out)
+    window = max(windows, key=lambda w: w.taps)
+    if len(windows) == 1 and not (road == "pointwise" and beside):
+        return LONELY
+    out = window.out_size(asked.size)
+    outputs = asked.shape[0] * prod(out)
     if min(out) < 1:
-        return f"its window does not fit into {tuple(x.shape[2:])}"
+        return f"its window does not fit into {asked.size}"
     if outputs < 2:
         return "one value for a channel has no variance"
-    if any(p is not None and p.dtype != x.dtype for term in terms for p in term.parameters()):
-        return f"its parameters are not {x.dtype}, as the input is"
-    if any(p is not None and p.device != x.device for term in terms for p in term.parameters()):
-        return f"its parameters are not on {x.device}, as the input is"
-    if road == "depthwise" and (why := _uncompiled(window, x)) is not None:
-        return why
-    if road == "channelwise" or training == "merged":
+    if road == "depthwise":
+        if len(window.size) > 2 or max(window.size) > COMPILED_TAPS:
+            return f"the compiled depthwise kernels have at most {COMPILED_TAPS} taps on one or two axes"
+        if asked.uncompiled is not None:
+            return asked.uncompiled
+    if road == "channelwise" or asked.training == "merged":
         return None
-    return _unprofitable(road, terms, window, outputs, x, keeps_other)
+    return _unprofitable(road, windows, window, outputs, asked.channels, beside)
 
 
-def _uncompiled(window: Term, x: Tensor) -> str | None:
-    if x.device.type != "cpu":
-        return f"the compiled depthwise kernels run on the CPU, not on {x.device.type}"
-    if len(window.size) > 2 or max(window.size) > COMPILED_TAPS:
-        return f"the compiled depthwise kernels have at most {COMPILED_TAPS} taps on one or two axes"
+def _uncompiled(device: str) -> str | None:
+    if device != "cpu":
+        return f"the compiled depthwise kernels run on the CPU, not on {device}"
     return compiled.unavailable()
 
 
 def _unprofitable(
-    road: Road, terms: tuple[Term, ...], window: Term, outputs: int, x: Tensor, keeps_other: bool
+    road: Road, windows: Sequence[Window], window: Window, outputs: int, channels: int, beside: bool
 ) -> str | None:
-    depth = x.shape[1] // window.groups * prod(window.size)
-    if road == "patches" and depth > window.norm.num_features:
-        return f"{depth} values in a patch are more to keep than {window.norm.num_features} outputs"
-    found = cost(road, terms, window, outputs, x.shape[1], keeps_other)
+    depth = channels // window.groups * window.taps
+    if road == "patches" and depth > window.outputs:
+        return f"{depth} values in a patch are more to keep than {window.outputs} outputs"
+    found = cost(road, windows, window, outputs, channels, beside)
     if found.pays:
         return None
     return f"merging would cost {found.adds:.2e} multiply-adds to save {found.saves:.2e}"
 
 
-def _fold(terms: tuple[Term, ...], channels: int) -> Fold:
-    window = max(terms, key=lambda t: prod(t.size))
+def _fold(terms: Sequence[Term], channels: int) -> Fold:
+    window = max((term.window for term in terms), key=lambda w: w.taps)
     terms = tuple(sorted(terms, key=lambda t: t.weight is None))
-    groups = next((term.groups for term in terms if term.weight is not None), channels)
+    groups = next((term.window.groups for term in terms if term.weight is not None), channels)
     return Fold(terms, groups, window.size, window.stride, window.dilation, window.before, window.after)

@@ -21,8 +21,9 @@ def run_merged(plan: TrainingPlan, x: Tensor) -> Tensor:
     fold = plan.fold
     assert fold is not None
     data, road = _road(plan, fold, x)
-    out = fold.terms[0].out_size(tuple(x.shape[2:]))
-    shape = (len(x), fold.terms[0].norm.num_features, *out)
+    window = fold.terms[0].window
+    out = window.out_size(tuple(x.shape[2:]))
+    shape = (len(x), window.outputs, *out)
     y, mean, variance = Merged.apply(data, Call(road, shape, layout_of(x)), *fold.parameters())
     count = len(x) * prod(out)
     seen = (t.to(x.dtype) for t in (mean, variance.mul_(count / (count - 1))))
@@ -42,10 +43,10 @@ def _road(plan: TrainingPlan, fold: Fold, x: Tensor) -> tuple[Tensor, Road]:
             stride=(*ones, *fold.stride),
             dilation=(*ones, *fold.dilation),
             before=(*zeros, *fold.before),
-            out=(*ones, *fold.terms[0].out_size(tuple(x.shape[2:]))),
+            out=(*ones, *fold.terms[0].window.out_size(tuple(x.shape[2:]))),
         )
         return x.movedim(1, -1).contiguous().view(len(x), *size, -1), Whole(fold, taps)
-    if any(k > 1 for k in fold.size):
+    if plan.road == "patches":
         return _patches(fold, x), Stepwise(fold, lambda data, mean: Columns(data, fold.groups, mean))
     # Strided by hand: oneDNN's backward of a strided pointwise convolution crashes on few channels, channels last.
     rows = pixels(x, fold.stride).movedim(1, -1).flatten(0, -2)

@@ -1,6 +1,9 @@
 """What a branch is, read from its modules: a convolution of the input (or the input itself) and a batch norm."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,45 +23,52 @@ class Apart(ValueError):
     """Why a branch cannot be merged in training and is computed by itself."""
 
 
-@dataclass(frozen=True, eq=False)
-class Term:
-    """norm(w * x): a kernel of ``size`` taps an axis, ``dilation`` pixels between them, the first one ``before`` pixels before its output.
+class Window(NamedTuple):
+    """A term but for its numbers: ``size`` taps an axis, ``dilation`` pixels apart, the first ``before`` pixels before the output."""
 
-    ``weight`` is (C_out, C_in / groups, *size); None where the input itself goes through the norm.
-    """
-
-    name: str
-    norm: nn.modules.batchnorm._BatchNorm
-    weight: Tensor | None
     size: tuple[int, ...]
     stride: tuple[int, ...]
     dilation: tuple[int, ...]
     before: tuple[int, ...]
     after: tuple[int, ...]
     groups: int
+    outputs: int
+    """Channels."""
+    has_kernel: bool = True
+    """Or the input itself goes through the norm."""
 
     @property
-    def geometry(self) -> tuple[object, ...]:
-        """All there is but the numbers."""
-        return self.size, self.stride, self.dilation, self.before, self.after, self.groups
+    def taps(self) -> int:
+        """Of all axes."""
+        return prod(self.size)
 
     @property
     def is_pointwise(self) -> bool:
         """Whether it reads the pixel at its output and no other, border included."""
-        return not any((*self.before, *self.after)) and all(k == 1 for k in self.size)
+        return not any((*self.before, *self.after)) and self.taps == 1
 
     def out_size(self, size: tuple[int, ...]) -> tuple[int, ...]:
         """Pixels out for pixels in."""
         ends = zip(size, self.size, self.stride, self.dilation, self.before, self.after, strict=True)
         return tuple((n + b + a - d * (k - 1) - 1) // s + 1 for n, k, s, d, b, a in ends)
 
+
+@dataclass(frozen=True, eq=False)
+class Term:
+    """norm(w * x), with the weight (C_out, C_in / groups, *size); None where the input itself goes through the norm."""
+
+    name: str
+    norm: nn.modules.batchnorm._BatchNorm
+    weight: Tensor | None
+    window: Window
+
     def parameters(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Kernel, gamma and beta, None where there is none."""
         return self.weight, self.norm.weight, self.norm.bias
 
 
-def read_term(name: str, branch: nn.Module, shape: torch.Size) -> Term:
-    """The term that ``branch`` is for an input of this shape, (N, C_in, *size).
+def read_term(name: str, branch: nn.Module, x: Tensor) -> Term:
+    """The term that ``branch`` is for an input like ``x``, (N, C_in, *size).
 
     Raises:
         Apart: it is none, with the reason.
@@ -74,9 +84,9 @@ def read_term(name: str, branch: nn.Module, shape: torch.Size) -> Term:
     if not norm.training:
         raise Apart("its norm is frozen (in eval mode)")
     dims = NORMS.index(type(norm)) + 1
-    if len(shape) != dims + 2:
-        raise Apart(f"{type(norm).__name__} merges inputs of {dims + 2} axes, not {tuple(shape)}")
-    channels = shape[1]
+    if x.ndim != dims + 2:
+        raise Apart(f"{type(norm).__name__} merges inputs of {dims + 2} axes, not {tuple(x.shape)}")
+    channels = x.shape[1]
     border = ((0, 0),) * dims
     if linear and isinstance(pad := linear[0], ZERO_PADS):
         flat = pad.padding
@@ -89,32 +99,41 @@ def read_term(name: str, branch: nn.Module, shape: torch.Size) -> Term:
             raise Apart("pads the input in front of its norm")
         if norm.num_features != channels:
             raise Apart(f"its norm is of {norm.num_features} channels, the input has {channels}")
-        ones = (1,) * dims
-        return Term(name, norm, None, ones, ones, ones, (0,) * dims, (0,) * dims, channels)
-    if len(linear) > 1:
-        raise Apart(f"has {' and '.join(type(layer).__name__ for layer in linear)} in front of its norm")
-    term = _convolution(name, linear[0], norm, border)
-    _check_kernel(term, channels, dims)
+        ones, none = (1,) * dims, (0,) * dims
+        term = Term(
+            name, norm, None, Window(ones, ones, ones, none, none, channels, channels, has_kernel=False)
+        )
+    else:
+        term = _convolution(name, linear, norm, border)
+        _check_kernel(term, channels, dims)
+    _check_parameters(term, x)
     return term
 
 
 def _check_kernel(term: Term, channels: int, dims: int) -> None:
     """A kernel that torch itself would refuse for such an input, or for the norm behind it: its branch then says so."""
     assert term.weight is not None
-    shape = tuple(term.weight.shape)
-    if len(shape) != dims + 2 or shape[1] * term.groups != channels:
-        raise Apart(
-            f"its kernel {shape}, groups={term.groups}, is not for {channels} channels on {dims} axes"
-        )
-    if shape[0] != term.norm.num_features or shape[0] % term.groups:
-        raise Apart(
-            f"its kernel {shape}, groups={term.groups}, is not for a norm of {term.norm.num_features}"
-        )
+    shape, groups = tuple(term.weight.shape), term.window.groups
+    if len(shape) != dims + 2 or shape[1] * groups != channels:
+        raise Apart(f"its kernel {shape}, groups={groups}, is not for {channels} channels on {dims} axes")
+    if shape[0] != term.norm.num_features or shape[0] % groups:
+        raise Apart(f"its kernel {shape}, groups={groups}, is not for a norm of {term.norm.num_features}")
+
+
+def _check_parameters(term: Term, x: Tensor) -> None:
+    if any(p is not None and (p.dtype, p.device) != (x.dtype, x.device) for p in term.parameters()):
+        raise Apart(f"its parameters are not {x.dtype} on {x.device}, as the input is")
 
 
 def _convolution(
-    name: str, conv: nn.Module, norm: nn.modules.batchnorm._BatchNorm, border: tuple[tuple[int, int], ...]
+    name: str,
+    linear: Sequence[nn.Module],
+    norm: nn.modules.batchnorm._BatchNorm,
+    border: tuple[tuple[int, int], ...],
 ) -> Term:
+    if len(linear) > 1:
+        raise Apart(f"has {' and '.join(type(layer).__name__ for layer in linear)} in front of its norm")
+    conv = linear[0]
     if type(conv) is FixedConv:
         own: tuple[int, ...] = (0,) * len(border)
     elif isinstance(conv, CONVOLUTIONS) and type(conv) in CONVOLUTIONS:
@@ -129,17 +148,16 @@ def _convolution(
         raise Apart(f"has {type(conv).__name__} in front of its norm")
     before = tuple(b + p for (b, _), p in zip(border, own, strict=True))
     after = tuple(a + p for (_, a), p in zip(border, own, strict=True))
-    return Term(
-        name,
-        norm,
-        conv.weight,
+    window = Window(
         tuple(conv.weight.shape[2:]),
         tuple(conv.stride),
         tuple(conv.dilation),
         before,
         after,
         conv.groups,
+        norm.num_features,
     )
+    return Term(name, norm, conv.weight, window)
 
 
 def _check_hooks(layer: nn.Module) -> None:

@@ -6,12 +6,15 @@
 
 namespace {
 
-// Calls f with the stride along a row as a constant, for windows without dilation and of stride 1 or 2; with 0 for all others.
-template <typename F>
+// Calls f with the stride along a row as a constant, for 3x3 windows without dilation and of stride 1 or 2; with 0 for all others, which
+// are too rare to be compiled three times.
+template <int KH, int KW, typename F>
 void with_stride(const Geometry& geo, F&& f) {
-  if (geo.dw == 1 && geo.sw == 1) f.template operator()<1>();
-  else if (geo.dw == 1 && geo.sw == 2) f.template operator()<2>();
-  else f.template operator()<0>();
+  if constexpr (KH == 3 && KW == 3) {
+    if (geo.dw == 1 && geo.sw == 1) return f.template operator()<1>();
+    if (geo.dw == 1 && geo.sw == 2) return f.template operator()<2>();
+  }
+  f.template operator()<0>();
 }
 
 // Where the taps of a row of windows lie in a strip: the first tap of each tap row, and cells from window to window and from tap to tap,
@@ -95,7 +98,7 @@ Tensor moments_of(const Geometry& geo, const T* x, const T* shift) {
       const int64_t first = task % geo.ho;
       outputs = std::min(rows, geo.ho - first);
       under(strip, geo, x, task / geo.ho, c0, lanes, load<T>(shift + c0, lanes), first);
-      with_stride(geo, [&]<int STRIDE>() {
+      with_stride<KH, KW>(geo, [&]<int STRIDE>() {
         for (int a = 0; a < KH; ++a)
           for (int b = a; b < KH; ++b) products_of<T, KH, KW, STRIDE>(strip, geo, outputs, a, b, totals, totals + K * L);
       });
@@ -136,7 +139,7 @@ void convolve_to(const Geometry& geo, const T* x, const T* shift, const T* weigh
       const int64_t first = task % geo.ho;
       outputs = std::min(rows, geo.ho - first);
       under(strip, geo, x, task / geo.ho, c0, lanes, load<T>(shift + c0, lanes), first);
-      with_stride(geo, [&]<int STRIDE>() {
+      with_stride<KH, KW>(geo, [&]<int STRIDE>() {
         for (int64_t oy = 0; oy < outputs; ++oy) {
           const Taps<T, KH, STRIDE> taps(strip, geo, oy);
           T* to = y + (task + oy) * geo.wo * geo.c + c0;
@@ -190,7 +193,7 @@ Tensor kernel_grad_of(const Geometry& geo, const T* x, const T* shift, const T* 
       const int64_t first = task % geo.ho;
       outputs = std::min(rows, geo.ho - first);
       under(strip, geo, x, task / geo.ho, c0, lanes, load<T>(shift + c0, lanes), first);
-      with_stride(geo, [&]<int STRIDE>() {
+      with_stride<KH, KW>(geo, [&]<int STRIDE>() {
         for (int64_t oy = 0; oy < outputs; ++oy) {
           const Taps<T, KH, STRIDE> taps(strip, geo, oy);
           for (int64_t from = 0; from < geo.wo; from += kFlush) {
@@ -258,7 +261,7 @@ void input_grad_to(const Geometry& geo, const T* x, const T* shift, const T* g, 
       const int64_t top = first * geo.sh - geo.top, begun = first ? shared * grad.width : 0;
       if (begun) std::copy(grad.row(rows * geo.sh), grad.row(rows * geo.sh) + begun, grad.row(0));
       std::fill(grad.cells.begin() + begun, grad.cells.end(), V{});
-      with_stride(geo, [&]<int STRIDE>() {
+      with_stride<KH, KW>(geo, [&]<int STRIDE>() {
         for (int64_t oy = 0; oy < outputs; ++oy) {
           const Taps<T, KH, STRIDE> taps(strip, geo, oy), grads(grad, geo, oy);
           const T* from = g + (task + oy) * geo.wo * geo.c + c0;
