@@ -12,7 +12,8 @@ from torch.autograd import forward_ad
 
 from tests.blocks.test_merged import MobileOne, RepVGG, apart_by, branched, needs_kernels, results, sum_of
 from tests.support import fold_error, randomize
-from unbranch.blocks import MobileOneBlock, RepConvN, RepVGGBlock, Sum
+from unbranch.blocks import MobileOneBlock, RepConvN, Sum
+from unbranch.blocks.merged import compiled
 
 WRONG: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "more channels": (lambda: MobileOne(8, 16, 1, num_branches=2), (4, 16, 7, 7)),
@@ -104,7 +105,7 @@ def test_the_kernels_refuse_what_would_lead_out_of_memory(short: str) -> None:
         parameters = (None, gamma[:3], beta[:3])
     places, eps = [7] if short == "places" else [0], [] if short == "eps" else [0.1]
     with pytest.raises(RuntimeError, match=r"wanted|identity|of a window"):
-        torch.ops.unbranch.rows_forward(x, y, 1, parameters, places, [1], 1, 0, eps)
+        compiled.kernels(x.dtype).rows_forward(x, y, 1, parameters, places, [1], 1, 0, eps)
 
 
 @needs_kernels
@@ -119,10 +120,10 @@ def test_the_kernels_refuse_windows_that_are_none() -> None:
         "before": [0, 0],
         "out": [3, 3],
     }
-    torch.ops.unbranch.pictures_forward(x, y, *window.values(), *fold)
+    compiled.kernels(x.dtype).pictures_forward(x, y, *window.values(), *fold)
     for name, wrong in {"kernel": [3], "stride": [0, 1], "before": [0, -1], "out": [0, 3]}.items():
         with pytest.raises(RuntimeError, match=r"window|two axes"):
-            torch.ops.unbranch.pictures_forward(x, y, *(window | {name: wrong}).values(), *fold)
+            compiled.kernels(x.dtype).pictures_forward(x, y, *(window | {name: wrong}).values(), *fold)
 
 
 @pytest.mark.parametrize(
@@ -244,18 +245,6 @@ def test_forward_mode_derivatives_are_the_branches_own(generator: torch.Generato
         with forward_ad.dual_level():
             found.append(forward_ad.unpack_dual(model(forward_ad.make_dual(x, along))).tangent)
     assert fold_error(found[0], found[1]) <= 1e-9
-
-
-def test_a_batch_of_gradients_is_refused_in_one_line(generator: torch.Generator) -> None:
-    x = torch.randn(2, 6, 5, 4, generator=generator, requires_grad=True)
-    y = RepVGGBlock(6, 6, training="merged")(x)
-    many = torch.ones(3, *y.shape)
-    with pytest.raises(
-        RuntimeError, match=r"^merged branches take one gradient at a time.*training='branches'$"
-    ):
-        torch.autograd.grad(y, x, many, is_grads_batched=True, retain_graph=True)
-    with pytest.raises(RuntimeError, match="one gradient at a time"):
-        torch.func.vmap(lambda g: torch.autograd.grad(y, x, g))(many)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The fold and the depthwise kernels, compiled for this machine on first use and kept in the user's cache; or one line on why not."""
+"""What merged training runs, compiled for this machine and a type on first use and kept in the user's cache; or one line on why not."""
 
 import hashlib
 import logging
@@ -10,6 +10,7 @@ import sys
 import tempfile
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -22,6 +23,8 @@ OFF = "UNBRANCH_COMPILE"
 FOLDER = "UNBRANCH_CACHE"
 """Where compiled kernels are kept; else XDG_CACHE_HOME/unbranch, ~/.cache/unbranch."""
 TIMEOUT = 600
+TYPES = {torch.float32: "float", torch.float64: "double"}
+"""A library for each: few need both, and each takes its time to compile."""
 
 
 def flags() -> list[str]:
@@ -43,8 +46,8 @@ def flags() -> list[str]:
     ]
 
 
-def target() -> Path:
-    """The library's file: another one for each source, torch, compiler and processor."""
+def target(dtype: torch.dtype) -> Path:
+    """The library's file: another one for each type, source, torch, compiler and processor."""
     named = os.environ.get(FOLDER)
     base = (
         Path(named)
@@ -53,20 +56,25 @@ def target() -> Path:
     )
     sources = [path.read_text(encoding="utf-8") for path in sorted(SOURCES.glob("*.[hc]*"))]
     facts = [*sources, torch.__version__, *flags(), _compiler() or "", _processor()]
-    return base / f"merged-{hashlib.sha256(repr(facts).encode()).hexdigest()[:16]}.so"
+    return base / f"merged-{TYPES[dtype]}-{hashlib.sha256(repr(facts).encode()).hexdigest()[:16]}.so"
+
+
+def allowed() -> bool:
+    """Whether anything compiled may be used."""
+    return os.environ.get(OFF) != "0"
 
 
 @cache
-def unavailable() -> str | None:
+def unavailable(dtype: torch.dtype = torch.float32) -> str | None:
     """None where the kernels are loaded, compiled first if need be; else why not. Asked once a process."""
-    if os.environ.get(OFF) == "0":
+    if not allowed():
         return f"{OFF}=0"
     if sys.platform != "linux":
         return f"the kernels are compiled on Linux only, not on {sys.platform}"
     try:
-        library = target()
+        library = target(dtype)
         if not library.is_file():
-            _compile(library)
+            _compile(library, dtype)
         torch.ops.load_library(library)
     except (OSError, subprocess.SubprocessError) as error:
         reason = _first_line(error)
@@ -75,17 +83,28 @@ def unavailable() -> str | None:
     return None
 
 
-def _compile(library: Path) -> None:
+def kernels(dtype: torch.dtype) -> Any:
+    """The operators for inputs of this type, where they are available: each says itself what it takes and returns."""
+    return _OPERATORS[dtype]
+
+
+_OPERATORS = {dtype: torch.ops.__getattr__(f"unbranch_{name}") for dtype, name in TYPES.items()}
+
+
+def _compile(library: Path, dtype: torch.dtype) -> None:
     """Into a folder of its own, then moved: two processes at once do no harm. Raises OSError and SubprocessError."""
     compiler = _compiler()
     if compiler is None:
         raise FileNotFoundError("no C++ compiler found: install g++ or clang++, or set CXX")
     library.parent.mkdir(parents=True, exist_ok=True)
-    log.info("compiling the kernels of merged training once, into %s", library)
+    # Whoever waits should know what for.
+    log.warning("compiling the kernels of merged training, once, for half a minute or so, into %s", library)
+    name = TYPES[dtype]
+    given = [f"-DUNBRANCH_SCALAR={name}", f"-DUNBRANCH_NAME=unbranch_{name}"]
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         made = Path(folder) / library.name
         # `flags` ends in the libraries, which some linkers want after what needs them.
-        command = [compiler, str(SOURCE), "-o", str(made), *flags()]
+        command = [compiler, str(SOURCE), "-o", str(made), *given, *flags()]
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=TIMEOUT)
         made.replace(library)
 

@@ -46,6 +46,10 @@ class Road(Protocol):
         """The gradients that are needed, of x and then of each parameter."""
         ...
 
+    def branched(self, x: Tensor, parameters: Sequence[Tensor | None]) -> Tensor:
+        """What y is made of, branch by branch."""
+        ...
+
 
 @dataclass(frozen=True, eq=False)
 class Call:
@@ -81,19 +85,28 @@ class Merged(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """Raises RuntimeError where the gradients themselves are to be differentiated, and for a batch of them."""
-        if torch.is_grad_enabled():
-            raise RuntimeError(
-                "merged branches have no second derivative: for create_graph=True make the blocks with training='branches'"
-            )
-        if is_batch(grads[0]):
-            raise RuntimeError(
-                "merged branches take one gradient at a time: for is_grads_batched=True or vmap make the blocks with training='branches'"
-            )
+        """Through one kernel; branch by branch where gradients are to be differentiated themselves, or come many at a time."""
         x, mean, spread, inverse, *parameters = ctx.saved_tensors
         needed = (ctx.needs_input_grad[0], *ctx.needs_input_grad[2:])
+        if torch.is_grad_enabled() or is_batch(grads[0]):
+            return _through_branches(ctx.call, grads[0], (x, *parameters), needed)
         g = grads[0].movedim(1, -1).flatten(0, -2)
         with full_precision(x.device):
             kept = Remembered(mean, spread, inverse)
             dx, found = ctx.call.road.backward(x, g, kept, parameters, needed)
         return dx, None, *found
+
+
+def _through_branches(
+    call: Call, g: Tensor, inputs: Sequence[Tensor | None], needed: Sequence[bool]
+) -> tuple[Tensor | None, ...]:
+    x, *parameters = inputs
+    assert x is not None
+    wanted = [one for one, need in zip(inputs, needed, strict=True) if one is not None and need]
+    again = torch.is_grad_enabled()
+    count, _, *out = call.shape
+    with torch.enable_grad(), full_precision(x.device):
+        y = call.road.branched(x, parameters).unflatten(0, (count, *out)).movedim(-1, 1)
+        found = iter(torch.autograd.grad(y, wanted, g, create_graph=again))
+    dx, *rest = (next(found) if need else None for need in needed)
+    return dx, None, *rest

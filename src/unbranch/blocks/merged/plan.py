@@ -75,7 +75,7 @@ def plan_training(
     terms = [term for term in terms if term.name not in apart]
     windows = tuple((term.name, term.window) for term in terms)
     shape, device = tuple(x.shape), x.device.type
-    choice = _choose(Question(windows, bool(apart), shape, device, training, _uncompiled(device)))
+    choice = _choose(Question(windows, bool(apart), shape, x.dtype, device, training, compiled.allowed()))
     apart |= choice.apart
     fold = _fold([term for term in terms if term.name in choice.merged], x.shape[1]) if choice.road else None
     # They run in the order of the sum: statistics of norms that they share, and random numbers, depend on it.
@@ -113,14 +113,15 @@ def _unmergeable(x: Tensor, training: Training, learning: bool) -> str | None:
 
 
 class Question(NamedTuple):
-    """All that a choice depends on: terms by name, whether there are other branches, the input, and why nothing compiled runs on it."""
+    """All that a choice depends on: terms by name, whether there are other branches, the input, and what may be used."""
 
     windows: Windows
     others: bool
     shape: tuple[int, ...]
+    dtype: torch.dtype
     device: str
     training: Training
-    uncompiled: str | None
+    compiles: bool
 
     @property
     def channels(self) -> int:
@@ -204,20 +205,19 @@ def _refusal(road: Road, windows: Sequence[Window], asked: Question, beside: boo
         return f"its window does not fit into {asked.size}"
     if outputs < 2:
         return "one value for a channel has no variance"
-    if road == "depthwise":
-        if len(window.size) > 2 or max(window.size) > COMPILED_TAPS:
-            return f"the compiled depthwise kernels have at most {COMPILED_TAPS} taps on one or two axes"
-        if asked.uncompiled is not None:
-            return asked.uncompiled
-    if road == "channelwise" or asked.training == "merged":
-        return None
-    return _unprofitable(road, windows, window, outputs, asked.channels, beside)
+    if road == "depthwise" and (len(window.size) > 2 or max(window.size) > COMPILED_TAPS):
+        return f"the compiled depthwise kernels have at most {COMPILED_TAPS} taps on one or two axes"
+    if road != "channelwise" and asked.training != "merged":
+        why = _unprofitable(road, windows, window, outputs, asked.channels, beside)
+        if why is not None:
+            return why
+    return _uncompiled(asked) if road == "depthwise" else None
 
 
-def _uncompiled(device: str) -> str | None:
-    if device != "cpu":
-        return f"the compiled depthwise kernels run on the CPU, not on {device}"
-    return compiled.unavailable()
+def _uncompiled(asked: Question) -> str | None:
+    if asked.device != "cpu":
+        return f"the compiled depthwise kernels run on the CPU, not on {asked.device}"
+    return compiled.unavailable(asked.dtype)
 
 
 def _unprofitable(

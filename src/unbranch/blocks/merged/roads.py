@@ -3,12 +3,12 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from unbranch.blocks.merged import compiled
+from unbranch.blocks.merged.compiled import kernels, unavailable
 from unbranch.blocks.merged.fold import Fold, Folded, Gradients, Moments, fold, unfold
 from unbranch.blocks.merged.function import Remembered
+from unbranch.blocks.merged.twice import branched
 from unbranch.blocks.merged.windows import Taps, Windows
 
 Reader = Callable[[Tensor, Tensor | None], Windows]
@@ -28,7 +28,7 @@ class Stepwise:
         """See ``Road``."""
         windows = self.read(x, None)
         covariance = windows.covariance()
-        made = self._fold(windows.mean, covariance, parameters)
+        made = self._fold(windows.mean, covariance, parameters, x)
         windows.convolve(made.weight, made.offset, y)
         # S w, or S, from which it follows, where it would be more to keep than a convolution's output.
         keeps_covariance = covariance.numel() < made.seen.numel() > y.numel()
@@ -46,19 +46,24 @@ class Stepwise:
         """See ``Road``."""
         windows = self.read(x, kept.mean)
         product, total = (part.to(kept.mean.dtype) for part in windows.kernel_grad(g))
-        found = self._unfold(kept, product, total, parameters, needed, x.dtype)
+        found = self._unfold(kept, product, total, parameters, needed, x)
         if (moments := found.moments) is None:
             return None, found.parameters
         quadratic = moments.covariance.mul_(2 / windows.count)
         dx = windows.input_grad(g, moments.weight, moments.mean.div_(windows.count), quadratic)
         return dx, found.parameters
 
-    def _fold(self, mean: Tensor, covariance: Tensor, parameters: Sequence[Tensor | None]) -> Folded:
-        if not has_kernels(mean):
+    def branched(self, x: Tensor, parameters: Sequence[Tensor | None]) -> Tensor:
+        """See ``Road``."""
+        return branched(self.how, x, parameters)
+
+    def _fold(
+        self, mean: Tensor, covariance: Tensor, parameters: Sequence[Tensor | None], x: Tensor
+    ) -> Folded:
+        if not has_kernels(x):
             return fold(self.how, mean, covariance, parameters)
         terms = _terms(self.how, parameters)
-        made = torch.ops.unbranch.fold(mean, covariance, *terms, self.how.outputs, self.how.eps)
-        return Folded(*made)
+        return Folded(*kernels(x.dtype).fold(mean, covariance, *terms, self.how.outputs, self.how.eps))
 
     def _unfold(
         self,
@@ -67,12 +72,12 @@ class Stepwise:
         total: Tensor,
         parameters: Sequence[Tensor | None],
         needed: Sequence[bool],
-        like: torch.dtype,
+        x: Tensor,
     ) -> Gradients:
-        if not has_kernels(product):
-            return unfold(self.how, parameters, kept, product, total, needed, like)
+        if not has_kernels(x):
+            return unfold(self.how, parameters, kept, product, total, needed, x.dtype)
         spread = (kept.spread, kept.is_covariance, kept.inverse)
-        made = torch.ops.unbranch.unfold(
+        made = kernels(x.dtype).unfold(
             *spread, product, total, *_terms(self.how, parameters), needed[1:], needed[0]
         )
         return Gradients(_placed(made, needed[1:]), Moments(*made[-3:]) if needed[0] else None)
@@ -91,9 +96,9 @@ class Whole:
         """See ``Road``."""
         terms = (*_terms(self.how, parameters), self.how.eps)
         if self.taps is None:
-            made = torch.ops.unbranch.rows_forward(x, y, self.how.groups, *terms)
+            made = kernels(x.dtype).rows_forward(x, y, self.how.groups, *terms)
         else:
-            made = torch.ops.unbranch.pictures_forward(x, y, *self.taps, *terms)
+            made = kernels(x.dtype).pictures_forward(x, y, *self.taps, *terms)
         return Remembered(*made[:3]), made[3], made[4]
 
     def backward(
@@ -108,15 +113,19 @@ class Whole:
         given = (x, g, kept.mean, kept.spread, kept.inverse)
         terms = (*_terms(self.how, parameters), needed[1:], needed[0])
         if self.taps is None:
-            made = torch.ops.unbranch.rows_backward(*given, *terms)
+            made = kernels(x.dtype).rows_backward(*given, *terms)
         else:
-            made = torch.ops.unbranch.pictures_backward(*given, *self.taps, *terms)
+            made = kernels(x.dtype).pictures_backward(*given, *self.taps, *terms)
         return made[-1] if needed[0] else None, _placed(made, needed[1:])
+
+    def branched(self, x: Tensor, parameters: Sequence[Tensor | None]) -> Tensor:
+        """See ``Road``."""
+        return branched(self.how, x, parameters, self.taps)
 
 
 def has_kernels(like: Tensor) -> bool:
     """Whether compiled calls take a tensor like this."""
-    return like.device.type == "cpu" and compiled.unavailable() is None
+    return like.device.type == "cpu" and unavailable(like.dtype) is None
 
 
 def _terms(how: Fold, parameters: Sequence[Tensor | None]) -> tuple[object, ...]:

@@ -15,17 +15,21 @@
 
 namespace {
 
+// What inputs and parameters are: a library for each type is compiled when it is asked for.
+using Scalar = UNBRANCH_SCALAR;
+constexpr at::ScalarType kScalar = c10::CppTypeToScalarType<Scalar>::value;
+
 // Calls f with the type of moments and of parameters.
 template <typename F>
 void with_types(const Tensor& moments, const Parameters& parameters, F&& f) {
-  at::ScalarType own = moments.scalar_type();
   for (const std::optional<Tensor>& one : parameters)
-    if (one.has_value()) own = one->scalar_type();
-  if (moments.scalar_type() == at::kFloat && own == at::kFloat) f.template operator()<float, float>();
-  else if (moments.scalar_type() == at::kDouble && own == at::kFloat) f.template operator()<double, float>();
-  else if (moments.scalar_type() == at::kDouble && own == at::kDouble) f.template operator()<double, double>();
-  else TORCH_CHECK(false, "no fold of ", own, " parameters by ", moments.scalar_type(), " moments");
+    TORCH_CHECK(!one.has_value() || one->scalar_type() == kScalar, kScalar, " parameters are wanted, got ", one->scalar_type());
+  if (moments.scalar_type() == kScalar) f.template operator()<Scalar, Scalar>();
+  else if (moments.scalar_type() == at::kDouble) f.template operator()<double, Scalar>();
+  else TORCH_CHECK(false, "no fold of ", kScalar, " parameters by ", moments.scalar_type(), " moments");
 }
+
+void check_type(const Tensor& x) { TORCH_CHECK(x.scalar_type() == kScalar, kScalar, " is wanted, got ", x.scalar_type()); }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> fold(
     const Tensor& mean, const Tensor& covariance, const Parameters& parameters, at::IntArrayRef places, at::IntArrayRef counts,
@@ -49,13 +53,6 @@ std::vector<Tensor> unfold(const Tensor& kept, bool is_covariance, const Tensor&
   });
   if (deep) made.found.insert(made.found.end(), {made.covariance, made.mean, made.weight});
   return made.found;
-}
-
-template <typename F>
-void with_type(const Tensor& x, F&& f) {
-  if (x.scalar_type() == at::kFloat) f.template operator()<float>();
-  else if (x.scalar_type() == at::kDouble) f.template operator()<double>();
-  else TORCH_CHECK(false, "float32 or float64 is wanted, got ", x.scalar_type());
 }
 
 // Into y, (M, C_out). Returns the mean; S w, or S, from which it follows, where it would be more to keep than y is; r; and the means and
@@ -91,44 +88,44 @@ std::vector<Tensor> backward(const W& windows, const Tensor& g, const Tensor& ke
 
 std::vector<Tensor> rows_forward(const Tensor& x, Tensor& y, int64_t groups, const Parameters& parameters, at::IntArrayRef places,
                                  at::IntArrayRef counts, int64_t taps, int64_t bare, at::ArrayRef<double> eps) {
-  return forward(Rows(x, groups, std::nullopt), y, parameters, places, counts, taps, bare, eps);
+  check_type(x);
+  return forward(Rows<Scalar>(x, groups, std::nullopt), y, parameters, places, counts, taps, bare, eps);
 }
 
 std::vector<Tensor> rows_backward(const Tensor& x, const Tensor& g, const Tensor& mean, const Tensor& kept, const Tensor& inverse,
                                   const Parameters& parameters, at::IntArrayRef places, at::IntArrayRef counts, int64_t taps,
                                   int64_t bare, at::IntArrayRef needed, bool deep) {
-  return backward(Rows(x, mean.size(0), mean), g, kept, inverse, parameters, places, counts, taps, bare, needed, deep);
+  check_type(x);
+  return backward(Rows<Scalar>(x, mean.size(0), mean), g, kept, inverse, parameters, places, counts, taps, bare, needed, deep);
 }
 
 std::vector<Tensor> pictures_forward(const Tensor& x, Tensor& y, at::IntArrayRef kernel, at::IntArrayRef stride, at::IntArrayRef dilation,
                                      at::IntArrayRef before, at::IntArrayRef out, const Parameters& parameters, at::IntArrayRef places,
                                      at::IntArrayRef counts, int64_t taps, int64_t bare, at::ArrayRef<double> eps) {
+  check_type(x);
   const Geometry geo = geometry(x, kernel, stride, dilation, before, out);
   check_outputs(geo, x, y);
-  std::vector<Tensor> made;
-  with_type(x, [&]<typename T>() {
-    made = forward(Pictures<T>(x, geo, std::nullopt), y, parameters, places, counts, taps, bare, eps);
-  });
-  return made;
+  return forward(Pictures<Scalar>(x, geo, std::nullopt), y, parameters, places, counts, taps, bare, eps);
 }
 
 std::vector<Tensor> pictures_backward(const Tensor& x, const Tensor& g, const Tensor& mean, const Tensor& kept, const Tensor& inverse,
                                       at::IntArrayRef kernel, at::IntArrayRef stride, at::IntArrayRef dilation, at::IntArrayRef before,
                                       at::IntArrayRef out, const Parameters& parameters, at::IntArrayRef places, at::IntArrayRef counts,
                                       int64_t taps, int64_t bare, at::IntArrayRef needed, bool deep) {
+  check_type(x);
   const Geometry geo = geometry(x, kernel, stride, dilation, before, out);
   const Tensor up = g.contiguous();
   check_outputs(geo, x, up);
-  std::vector<Tensor> made;
-  with_type(x, [&]<typename T>() {
-    made = backward(Pictures<T>(x, geo, mean), up, kept, inverse, parameters, places, counts, taps, bare, needed, deep);
-  });
-  return made;
+  return backward(Pictures<Scalar>(x, geo, mean), up, kept, inverse, parameters, places, counts, taps, bare, needed, deep);
 }
 
 }  // namespace
 
-TORCH_LIBRARY(unbranch, library) {
+// The name is a macro itself, which torch's own would take as it stands.
+#define UNBRANCH_LIBRARY(name, library) TORCH_LIBRARY(name, library)
+#define UNBRANCH_LIBRARY_IMPL(name, key, library) TORCH_LIBRARY_IMPL(name, key, library)
+
+UNBRANCH_LIBRARY(UNBRANCH_NAME, library) {
   const std::string terms = "Tensor?[] parameters, int[] places, int[] counts, int taps, int bare, ";
   const std::string window = "int[] kernel, int[] stride, int[] dilation, int[] before, int[] out, ";
   const std::string remembered = "Tensor x, Tensor g, Tensor mean, Tensor kept, Tensor inverse, ";
@@ -141,7 +138,7 @@ TORCH_LIBRARY(unbranch, library) {
   library.def(("pictures_backward(" + remembered + window + terms + wanted).c_str());
 }
 
-TORCH_LIBRARY_IMPL(unbranch, CPU, library) {
+UNBRANCH_LIBRARY_IMPL(UNBRANCH_NAME, CPU, library) {
   library.impl("fold", &fold);
   library.impl("unfold", &unfold);
   library.impl("rows_forward", &rows_forward);

@@ -18,6 +18,7 @@ namespace {
 // Of so few values, sums over M are taken in parts of so many rows, and the parts added up in float64.
 constexpr int64_t kFew = 32, kPart = 256;
 
+template <typename T>
 class Rows {
  public:
   const int64_t groups, count;
@@ -30,11 +31,8 @@ class Rows {
 
   Tensor covariance() const {
     const int64_t depth = mean.size(1), all = groups * depth;
-    const auto of = [&]<typename T>() {
-      const T *rows = x_.const_data_ptr<T>(), *shift = mean.const_data_ptr<T>();
-      return symmetric<T>(rows, Tall{groups, count, depth, all, depth}, shift, nullptr, x_.options());
-    };
-    return (x_.scalar_type() == at::kDouble ? of.template operator()<double>() : of.template operator()<float>()).div_(count);
+    const T *rows = x_.template const_data_ptr<T>(), *shift = mean.template const_data_ptr<T>();
+    return symmetric<T>(rows, Tall{groups, count, depth, all, depth}, shift, nullptr, x_.options()).div_(count);
   }
 
   void convolve(const Tensor& weight, const Tensor& offset, Tensor& y) const {
