@@ -52,7 +52,7 @@ class Sum(Branches):
     Raises ValueError for no branch at all and for a branch named "norm".
     """
 
-    merging: Training = "branches"
+    merging: Training = "auto"
     """How branches that end in batch norms train: ``BlockOptions.training``."""
 
     def __init__(self, branches: Mapping[str, nn.Module], norm: nn.Module | None = None) -> None:
@@ -158,9 +158,9 @@ class BlockOptions(SpecOptions, total=False):
     se: float | None
     """Squeeze-and-excite before the activation: squeezed channels / channels; None, the default, for none."""
     training: Training
-    """``"merged"``: branches that end in batch norms train as one convolution wherever that is exact, the same outputs, gradients and
-    running statistics; ``"auto"``: where it also saves work on the CPU; ``"branches"``, the default: never. ``Sum.training_plan`` says
-    what is done."""
+    """``"auto"``, the default: on the CPU, branches that end in batch norms train as one convolution where that saves work or memory, the
+    same outputs, gradients and running statistics; ``"merged"``: wherever it is exact; ``"branches"``: never. ``Sum.training_plan``
+    says what is done."""
 
 
 class Block(Deployable, nn.Module):
@@ -187,7 +187,7 @@ class Block(Deployable, nn.Module):
         *,
         activation: Activation = "relu",
         se: float | None = None,
-        training: Training = "branches",
+        training: Training = "auto",
         **options: Unpack[SpecOptions],
     ) -> None:
         super().__init__()
