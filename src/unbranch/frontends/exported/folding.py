@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, TypeAlias
 
 from torch.export import ExportedProgram
@@ -59,8 +59,8 @@ class Folding:
             )
             name = self._path(place.fact.members) or place.end.name
             folded.append(Folded(name, str(place.fact.geometry), "graph", removed, added, place.end.name))
-        gone = set().union(*(place.gone for place in self.places))
-        staying = [n for n in self.program.graph.nodes if n not in gone | self.reading.fixed]
+        gone = self.reading.fixed.union(*(place.gone for place in self.places))
+        staying = [n for n in self.program.graph.nodes if n not in gone]
         after = replace(after, parameters=after.parameters - before.parameters + self._parameters(staying))
         refused = [Refused(self._place(fact.members), why) for fact, why in self.plan.left]
         refused += [Refused(self._place([node.index]), why) for node, why in refusals(self.known)]
@@ -96,9 +96,13 @@ class Folding:
             if node not in found:
                 found.add(node)
                 waiting += [n for n in node.all_input_nodes if n in self.reading.fixed]
+        return sum(node.meta["val"].numel() for node in found & self._owned)
+
+    @cached_property
+    def _owned(self) -> set[Node]:
+        """The parameters."""
         specs = zip(self.program.graph.nodes, self.program.graph_signature.input_specs, strict=False)
-        owned = [node for node, spec in specs if spec.kind is InputKind.PARAMETER and node in found]
-        return sum(node.meta["val"].numel() for node in owned)
+        return {node for node, spec in specs if spec.kind is InputKind.PARAMETER}
 
 
 def common_stack(nodes: Sequence[Node]) -> dict[str, Any]:

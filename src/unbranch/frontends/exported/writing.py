@@ -57,7 +57,7 @@ class Writer:
             n.meta["val"].fake_mode for n in program.graph.nodes if isinstance(n.meta.get("val"), FakeTensor)
         )
         self.state = dict(program.state_dict)
-        self.taken = {spec.target for spec in specs if spec.target}
+        self.taken = {name for spec in specs if spec.target for name in _with_owners(spec.target)}
         self.unused = {node for node in self.graph.nodes if not node.users}
         self.gone: set[Node] = set()
         self.names: list[tuple[Node, Node]] = []
@@ -95,10 +95,10 @@ class Writer:
     def _free_name(self, owner: str) -> str:
         stem = f"{owner}.reparameterized" if owner else "reparameterized"
         name, count = stem, 0
-        while any(t == name or t.startswith(f"{name}.") for t in self.taken):
+        while name in self.taken:
             count += 1
             name = f"{stem}_{count}"
-        self.taken.add(f"{name}.weight")
+        self.taken.add(name)
         return name
 
     def _parameter(self, target: str, parameter: nn.Parameter) -> Node:
@@ -194,3 +194,9 @@ class Writer:
 
 def _owner(target: str | None) -> str:
     return (target or "").rpartition(".")[0]
+
+
+def _with_owners(target: str) -> list[str]:
+    """A dotted name and those of the modules that it lies in."""
+    parts = target.split(".")
+    return [".".join(parts[:length]) for length in range(1, len(parts) + 1)]
