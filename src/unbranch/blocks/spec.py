@@ -181,14 +181,14 @@ class ConvSpec:
     def conv(self, kernel_size: Axes | None = None, *, bias: bool = False) -> OrderedDict[str, nn.Module]:
         """``{"pad"?, "conv"}``: a convolution with the spec's stride, dilation and groups, centred.
 
-        The pad is a module of its own where before and after differ or crop, which a convolution cannot say, before a strided 1x1, which
-        takes its pixels itself, and where the block's own kernel is 1x1.
+        The pad is a module of its own where before and after differ or crop, which a convolution cannot say, and before a strided 1x1,
+        which takes its pixels itself.
         """
         kernel = self.kernel if kernel_size is None else _per_axis("kernel_size", kernel_size, self.dims)
         padding = self.around(kernel)
         strided = self.stride != (1,) * self.dims and kernel == (1,) * self.dims
         native = all(before == after >= 0 for before, after in padding)
-        if any(map(any, padding)) and (strided or self.is_pointwise):
+        if strided and any(map(any, padding)):
             native = False
         layers: OrderedDict[str, nn.Module] = OrderedDict()
         if not native:
