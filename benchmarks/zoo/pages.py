@@ -270,7 +270,8 @@ def _times() -> list[str]:
         "",
         "How many times longer a run takes un-folded, and fused by its own library, than folded by us: paired runs in turn, one",
         "thread, batch 1, median and 95 % interval. ONNX Runtime is timed where the number of convolutions changed: conv + norm it",
-        "folds by itself.",
+        "folds by itself. In torch, `theirs` is timed against ours with `unwrap=True`, as it drops its containers too; un-folded against",
+        "the default form.",
         "",
     ]
     fewer = {n.key for n, _ in rows if "outputs compared" in (read_row(n, "module") or {})}

@@ -27,6 +27,7 @@ def reparameterize(
     cost: str = ...,
     runtime: str | None = ...,
     trust: str = ...,
+    unwrap: bool = ...,
     return_report: Literal[False] = ...,
 ) -> Network: ...
 @overload
@@ -38,6 +39,7 @@ def reparameterize(
     cost: str = ...,
     runtime: str | None = ...,
     trust: str = ...,
+    unwrap: bool = ...,
     return_report: Literal[True],
 ) -> tuple[Network, Report]: ...
 def reparameterize(
@@ -48,6 +50,7 @@ def reparameterize(
     cost: str = "work",
     runtime: str | None = None,
     trust: str = "witnessed",
+    unwrap: bool = False,
     return_report: bool = False,
 ) -> Any:
     """A copy in which every linear region that pays is one convolution: ``copy(x) == model(x)``, borders included.
@@ -63,16 +66,21 @@ def reparameterize(
         runtime: Where ``cost="measure"`` times: ``"torch"`` (the default, but for ONNX models), ``"onnxruntime"`` or ``"openvino"``.
         trust: For a module: ``"witnessed"`` leaves alone what branches on, loops over or computes with the input's size or data;
             ``"observed"`` believes that every call is like the recorded one.
+        unwrap: For a module: also take out the neutral layers that folding leaves in ``nn.Sequential`` containers, and put the layer of a
+            container that is left with one in its place, so that a run makes fewer calls. Names in the state dict change with it. What
+            hooks watch, and what code other than a container's own forward is seen to look into, is kept; a method that the example does
+            not run may miss a container. The outcome is run once and equals, bit by bit, that without.
         return_report: Also return the `Report`.
 
     A module's fold holds for calls like the example, of any size and batch: another optional argument or flag may take a path through the
     forward that was not recorded.
 
     Returns:
-        The copy, of the class given unless the root module itself is the sum; parameters that were folded do not require gradients.
+        The copy, of the class given unless the root module itself is the sum (or, with ``unwrap``, a container of one layer); parameters that were folded do not require gradients.
 
     Raises:
-        ValueError: training mode, autocast, an unknown option, an invalid model, or no example input fits.
+        ValueError: training mode, autocast, an unknown option, an invalid model, or no example input fits;
+            ``unwrap`` for what is no module, or where the model would compute something else.
         TypeError: ``model`` is none of the forms.
 
     Source: structural re-parameterization, Ding et al., RepVGG (CVPR 2021), generalised to any affine region.
@@ -84,11 +92,16 @@ def reparameterize(
     """
     options = _options(where, cost, runtime)
     if isinstance(model, nn.Module):
-        copy, report = modules.reparameterize_copy(model, example_inputs, trust=trust, **options)
+        copy, report = modules.reparameterize_copy(
+            model, example_inputs, trust=trust, unwrap=unwrap, **options
+        )
     elif isinstance(model, ExportedProgram):
+        _check_containers(model, unwrap)
         copy, report = exported.reparameterize_exported(model, **options)
     else:
-        copy, report = _onnx(model).reparameterize_onnx(model, **options)
+        form = _onnx(model)
+        _check_containers(model, unwrap)
+        copy, report = form.reparameterize_onnx(model, **options)
     return (copy, report) if return_report else copy
 
 
@@ -100,11 +113,13 @@ def reparameterize_(
     cost: str = "work",
     runtime: str | None = None,
     trust: str = "witnessed",
+    unwrap: bool = False,
 ) -> Report:
     """`reparameterize` in place: ``module`` itself is folded and stays the object that it is.
 
     Raises:
         ValueError: as `reparameterize`, and where the root module itself would have to be replaced; nothing is changed then.
+            ``unwrap`` keeps the root.
         TypeError: ``module`` is no module: programs and files are folded into new ones.
 
     Example:
@@ -115,7 +130,7 @@ def reparameterize_(
     if not isinstance(module, nn.Module):
         raise TypeError(f"a {type(module).__name__} is not folded in place: use reparameterize")
     options = _options(where, cost, runtime)
-    return modules.reparameterize_in_place(module, example_inputs, trust=trust, **options)
+    return modules.reparameterize_in_place(module, example_inputs, trust=trust, unwrap=unwrap, **options)
 
 
 def explain(
@@ -190,6 +205,12 @@ def verify(
 def _options(where: Any, cost: str, runtime: str | None) -> dict[str, Any]:
     """What every form takes; a runtime that was not named is each form's own default."""
     return {"where": where, "cost": cost} | ({} if runtime is None else {"runtime": runtime})
+
+
+def _check_containers(model: Any, unwrap: bool) -> None:
+    """Raises ValueError: there is nothing to unwrap."""
+    if unwrap:
+        raise ValueError(f"unwrap=True is for modules: a {type(model).__name__} has no containers")
 
 
 def _onnx(model: Any) -> ModuleType:

@@ -2,6 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import partial
@@ -21,13 +22,15 @@ from unbranch.frontends.dense import dense_work, totals_written
 from unbranch.frontends.measured import costs_of
 from unbranch.frontends.modules.emit import native_padding
 from unbranch.frontends.modules.frames import common_frame
-from unbranch.frontends.modules.guards import check_foldable, uncollected, unwrap
+from unbranch.frontends.modules.guards import check_foldable, uncollected
+from unbranch.frontends.modules.guards import unwrap as inside
 from unbranch.frontends.modules.inputs import ExampleInputs, arguments, guesses, one_sample
 from unbranch.frontends.modules.recorder import record
 from unbranch.frontends.modules.recording import Recording
 from unbranch.frontends.modules.rewriting import TRACING_ERRORS, Rewriter
 from unbranch.frontends.modules.sites import Finder, Signature, Site
 from unbranch.frontends.modules.trees import lent_copy, settled
+from unbranch.frontends.modules.unwrapping import snapshot, take_out
 from unbranch.frontends.modules.writing import write
 from unbranch.frontends.padding import padding_work
 from unbranch.ops import Map
@@ -45,6 +48,7 @@ class Folding:
     known: Interpretation
     sites: list[Site]
     plan: Plan
+    trusting: bool
     notes: tuple[str, ...]
 
     def report(self, applied: bool) -> Report:
@@ -82,6 +86,12 @@ class Folding:
     def replaces_root(self) -> bool:
         """The root module would be another one."""
         return any(step.frame is self.recording.root for site in self.sites for step in site.steps)
+
+    @property
+    def doubted(self) -> set[int]:
+        """Modules, by ``id``, of which another input may run another path; none where all is believed."""
+        calls = {} if self.trusting else self.recording.calls
+        return {key for key, frames in calls.items() if any(frame.doubts for frame in frames)}
 
     def _place(self, fact: Fact) -> str:
         frames = [self.recording.frames[node] for node in fact.members]
@@ -146,7 +156,7 @@ def prepare(
     chosen = plan(known, costs, check)
     sites = [finder.find(fact) for fact in chosen.regions]
     notes = (*notes, *_untied(sites, recording))
-    return Folding(model, recording, rewriter, known, sites, chosen, notes)
+    return Folding(model, recording, rewriter, known, sites, chosen, finder.trusting, notes)
 
 
 def _untied(sites: Sequence[Site], recording: Recording) -> Iterator[str]:
@@ -244,39 +254,55 @@ def _site_totals(site: Site, recording: Recording) -> tuple[Totals, Totals]:
 
 @uncollected()
 def reparameterize_copy(
-    model: nn.Module, example_inputs: ExampleInputs, **options: Any
+    model: nn.Module, example_inputs: ExampleInputs, unwrap: bool = False, **options: Any
 ) -> tuple[nn.Module, Report]:
     """A folded copy and its report."""
-    inner, wrapper = unwrap(model)
+    inner, wrapper = inside(model)
     check_foldable(inner)
     notes = [f"unwrapped from {wrapper}"] if wrapper else []
     folding = prepare(lent_copy(inner), example_inputs, notes=notes, **options)
-    report = folding.report(applied=True)
-    return settled(folding.apply(), inner), report
+    copy, report = _applied(folding, unwrap, replace_root=True)
+    return settled(copy, inner), report
 
 
 @uncollected()
-def reparameterize_in_place(model: nn.Module, example_inputs: ExampleInputs, **options: Any) -> Report:
+def reparameterize_in_place(
+    model: nn.Module, example_inputs: ExampleInputs, unwrap: bool = False, **options: Any
+) -> Report:
     """Fold where the module stands.
 
     Raises:
-        ValueError: the root itself would be replaced, and nobody could be told.
+        ValueError: the root itself would be replaced, and nobody could be told; or as `take_out`. Nothing is changed then.
     """
-    inner, _ = unwrap(model)
+    inner, _ = inside(model)
     folding = prepare(inner, example_inputs, **options)
     if folding.replaces_root:
         raise ValueError(
             f"{type(inner).__name__} sums its branches in the root module itself, which cannot be replaced in place: "
             "use model = reparameterize(model)"
         )
-    report = folding.report(applied=True)
-    folding.apply()
+    with ExitStack() as undo:
+        if unwrap:
+            undo.callback(snapshot(inner))
+        report = _applied(folding, unwrap, replace_root=False)[1]
+        undo.pop_all()
     return report
+
+
+def _applied(folding: Folding, unwrap: bool, replace_root: bool) -> tuple[nn.Module, Report]:
+    """The folded module, and without idle containers if asked for."""
+    report = folding.report(applied=True)
+    folded = folding.apply()
+    if not unwrap:
+        return folded, report
+    rewriter = folding.rewriter
+    folded, note = take_out(folded, rewriter.args, rewriter.kwargs, folding.doubted, replace_root)
+    return folded, replace(report, notes=(*report.notes, note))
 
 
 @uncollected()
 def explain_modules(model: nn.Module, example_inputs: ExampleInputs, **options: Any) -> Report:
     """What would fold; nothing is changed."""
-    inner, wrapper = unwrap(model)
+    inner, wrapper = inside(model)
     notes = [f"unwrapped from {wrapper}"] if wrapper else []
     return prepare(inner, example_inputs, notes=notes, **options).report(applied=False)
