@@ -76,7 +76,8 @@ def reparameterize(
     forward that was not recorded.
 
     Returns:
-        The copy, of the class given unless the root module itself is the sum (or, with ``unwrap``, a container of one layer); parameters that were folded do not require gradients.
+        The copy, of the class given unless the root module itself is the sum (or, with ``unwrap``, a container of one layer);
+        parameters that were folded do not require gradients.
 
     Raises:
         ValueError: training mode, autocast, an unknown option, an invalid model, or no example input fits;
