@@ -5,6 +5,7 @@ import pickle
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import pairwise
+from types import MethodType
 from typing import Any
 
 import pytest
@@ -256,10 +257,16 @@ def weight_normed(block: nn.Module) -> None:
     nn.utils.parametrizations.weight_norm(block.get_submodule("branches.dense0.conv"))
 
 
+def replaced(block: nn.Module) -> None:
+    norm = block.get_submodule("branches.dense0.norm")
+    norm.forward = MethodType(lambda self, x: nn.BatchNorm2d.forward(self, x).sin(), norm)
+
+
 @pytest.mark.parametrize(
     ("change", "why"),
     [
         (hooked, "has hooks"),
+        (replaced, "a forward of its own"),
         (frozen, "frozen"),
         (biased, "has a bias"),
         (dropped, "ends in Dropout"),
@@ -279,6 +286,43 @@ def test_a_branch_that_cannot_be_merged_stays_by_itself(
     assert why in plan.apart["dense0"]
     assert f"dense0: by itself: {plan.apart['dense0']}" in str(plan)
     assert apart_by(block, x) <= 1e-9
+
+
+@pytest.mark.parametrize("case", ["dense 3x3", "pointwise", "depthwise", "wide depthwise"])
+def test_statistics_that_are_not_tracked_stay(case: str, generator: torch.Generator) -> None:
+    block = drawn(CASES[case][0], 1, generator)
+    for norm in norms(block):
+        norm.track_running_stats = False
+    x = torch.randn(3, 6, 7, 6, dtype=torch.float64, generator=generator)
+    assert sum_of(block).training_plan(x).merged
+    before = {name: buffer.clone() for name, buffer in block.named_buffers()}
+    assert apart_by(block, x) <= 1e-9
+    block(x)
+    assert all(torch.equal(buffer, before[name]) for name, buffer in block.named_buffers())
+
+
+def test_what_torch_s_norm_would_not_train_is_left_to_it(generator: torch.Generator) -> None:
+    x = torch.randn(2, 6, 5, 4, dtype=torch.float64, generator=generator)
+    for change in ("eps", "half", "float"):
+        block = RepVGG(6, 6, num_branches=3).double()
+        norm = block.get_submodule("branches.dense0.norm")
+        assert isinstance(norm, nn.BatchNorm2d)
+        if change == "eps":
+            norm.eps = 0.0
+        elif change == "half":
+            norm.running_mean = None
+        else:
+            norm.running_var = torch.ones(6)
+        assert sum_of(block).training_plan(x).merged
+        assert "dense0" in sum_of(block).training_plan(x).apart
+        with pytest.raises((ValueError, RuntimeError)):
+            block(x)
+
+
+def test_a_covariance_of_too_few_windows_is_not_taken() -> None:
+    plan = sum_of(MobileOne(100, 100, 1, num_branches=3)).training_plan(torch.ones(2, 100, 1, 1))
+    assert plan.road is None
+    assert "too little" in plan.apart["dense0"]
 
 
 @pytest.mark.parametrize("channels", [130, 131])

@@ -156,10 +156,11 @@ def track(norms: Sequence[nn.modules.batchnorm._BatchNorm], means: Tensor, varia
     running: list[Tensor] = []
     seen: list[Tensor] = []
     momenta: list[float] = []
-    if counters := [n.num_batches_tracked for n in norms if n.num_batches_tracked is not None]:
-        torch._foreach_add_(counters, 1)
+    learning = [norm for norm in norms if norm.track_running_stats]
+    if counters := [n.num_batches_tracked for n in learning if n.num_batches_tracked is not None]:
+        torch.ops.aten._foreach_add_.Scalar(counters, 1)
     for norm, mean, variance in zip(norms, means.unbind(), variances.unbind(), strict=True):
-        if norm.running_mean is None or norm.running_var is None:
+        if not norm.track_running_stats or norm.running_mean is None or norm.running_var is None:
             continue
         momentum = norm.momentum
         if momentum is None and norm.num_batches_tracked is not None:
@@ -168,4 +169,4 @@ def track(norms: Sequence[nn.modules.batchnorm._BatchNorm], means: Tensor, varia
         seen += mean.to(norm.running_mean.dtype), variance.to(norm.running_var.dtype)
         momenta += [momentum or 0.0] * 2
     if running:
-        torch._foreach_lerp_(running, seen, momenta)
+        torch.ops.aten._foreach_lerp_.ScalarList(running, seen, momenta)

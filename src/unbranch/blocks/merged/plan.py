@@ -27,6 +27,8 @@ ROADS: dict[Road, str] = {
 }
 DTYPES = (torch.float32, torch.float64)
 COMPILED_TAPS = 3
+FEW = 16
+"""Values in a patch for each output from which a covariance loses more digits than branches do."""
 LONELY = "no other branch is like it"
 
 Windows: TypeAlias = tuple[tuple[str, Window], ...]
@@ -205,6 +207,9 @@ def _refusal(road: Road, windows: Sequence[Window], asked: Question, beside: boo
         return f"its window does not fit into {asked.size}"
     if outputs < 2:
         return "one value for a channel has no variance"
+    depth = asked.channels // window.groups * window.taps
+    if FEW * outputs < depth:
+        return f"{outputs} outputs say too little of how {depth} values in a patch vary together"
     if road == "depthwise" and (len(window.size) > 2 or max(window.size) > COMPILED_TAPS):
         return f"the compiled depthwise kernels have at most {COMPILED_TAPS} taps on one or two axes"
     if road != "channelwise" and asked.training != "merged":

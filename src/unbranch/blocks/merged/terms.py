@@ -121,8 +121,13 @@ def _check_kernel(term: Term, channels: int, dims: int) -> None:
 
 
 def _check_parameters(term: Term, x: Tensor) -> None:
-    if any(p is not None and (p.dtype, p.device) != (x.dtype, x.device) for p in term.parameters()):
-        raise Apart(f"its parameters are not {x.dtype} on {x.device}, as the input is")
+    """What torch's own norm would refuse is left to it."""
+    norm = term.norm
+    own = (*term.parameters(), norm.running_mean, norm.running_var)
+    if any(p is not None and (p.dtype, p.device) != (x.dtype, x.device) for p in own):
+        raise Apart(f"its parameters or statistics are not {x.dtype} on {x.device}, as the input is")
+    if norm.eps <= 0 or (norm.running_mean is None) != (norm.running_var is None):
+        raise Apart("its norm is none that torch trains")
 
 
 def _convolution(
@@ -161,10 +166,12 @@ def _convolution(
 
 
 def _check_hooks(layer: nn.Module) -> None:
-    """A hook would wait for a call that does not come."""
+    """A hook, or a forward that was put in the place of the class's, would wait for a call that does not come."""
     before = layer._forward_pre_hooks or layer._backward_pre_hooks
     if before or layer._forward_hooks or layer._backward_hooks:
         raise Apart(f"{type(layer).__name__} has hooks")
+    if "forward" in vars(layer):
+        raise Apart(f"{type(layer).__name__} has a forward of its own")
 
 
 def any_global_hook() -> bool:
