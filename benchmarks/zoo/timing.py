@@ -48,21 +48,17 @@ def time_row(network: Network) -> dict[str, Any]:
     mine = _eager(folded, made)
     row["torch"]["unfolded"] = ratio(_eager(made.model, made), mine)
     if fused is not None and _runs(fused, made):
-        row["torch"]["theirs"] = ratio(_eager(fused, made), _eager(_bare(made, folded), made))
+        try:
+            bare = reparameterize(made.model, made.inputs, unwrap=True)
+        except ValueError as error:  # the network asks its containers what they are
+            bare, row["containers kept"] = folded, str(error).splitlines()[0][:200]
+        row["torch"]["theirs"] = ratio(_eager(fused, made), _eager(bare, made))
     if isinstance(made.inputs[0], Tensor) and _convolutions(folded, made) != _convolutions(made.model, made):
         try:
             row["onnxruntime"] = _in_onnx_runtime(made, fused)
         except EXPORT_ERRORS as error:
             row["not in ONNX Runtime"] = str(error).splitlines()[0][:200]
     return row
-
-
-def _bare(made: Made, folded: nn.Module) -> nn.Module:
-    """Without containers, as theirs is; the folded form itself for a network that asks its containers what they are."""
-    try:
-        return reparameterize(made.model, made.inputs, unwrap=True)
-    except ValueError:
-        return folded
 
 
 def _eager(model: nn.Module, made: Made) -> Run:
