@@ -78,7 +78,7 @@ def unavailable(dtype: torch.dtype = torch.float32) -> str | None:
         torch.ops.load_library(library)
     except (OSError, subprocess.SubprocessError) as error:
         reason = _first_line(error)
-        log.warning("depthwise branches train one by one: %s", reason)
+        log.warning("merged training goes on uncompiled, depthwise branches one by one: %s", reason)
         return reason
     return None
 
