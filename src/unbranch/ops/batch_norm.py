@@ -147,6 +147,11 @@ def restate(norm: nn.modules.batchnorm._BatchNorm, mean: Tensor, var: Tensor) ->
     norm.running_var.copy_(var)
 
 
+def statistics(norm: nn.modules.batchnorm._BatchNorm) -> tuple[Tensor | None, Tensor | None]:
+    """Running mean and variance, (C,) each, None where there is none."""
+    return norm.running_mean, norm.running_var
+
+
 @torch.no_grad()
 def track(norms: Sequence[nn.modules.batchnorm._BatchNorm], means: Tensor, variances: Tensor) -> None:
     """One more batch seen: ``running += momentum * (seen - running)``, momentum 1 / batches where it is None; nothing without statistics.

@@ -14,6 +14,7 @@ from torch.nn.modules import module as torch_module
 from unbranch.blocks.pointwise import StridedPointwise1d, StridedPointwise2d, StridedPointwise3d
 from unbranch.blocks.shortcuts import FixedConv
 from unbranch.blocks.spec import NORMS
+from unbranch.ops.batch_norm import statistics
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, StridedPointwise1d, StridedPointwise2d, StridedPointwise3d)
 ZERO_PADS = (nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d)
@@ -122,11 +123,13 @@ def _check_kernel(term: Term, channels: int, dims: int) -> None:
 
 def _check_parameters(term: Term, x: Tensor) -> None:
     """What torch's own norm would refuse is left to it."""
-    norm = term.norm
-    own = (*term.parameters(), norm.running_mean, norm.running_var)
-    if any(p is not None and (p.dtype, p.device) != (x.dtype, x.device) for p in own):
+    mean, variance = statistics(term.norm)
+    if any(
+        p is not None and (p.dtype, p.device) != (x.dtype, x.device)
+        for p in (*term.parameters(), mean, variance)
+    ):
         raise Apart(f"its parameters or statistics are not {x.dtype} on {x.device}, as the input is")
-    if norm.eps <= 0 or (norm.running_mean is None) != (norm.running_var is None):
+    if term.norm.eps <= 0 or (mean is None) != (variance is None):
         raise Apart("its norm is none that torch trains")
 
 
