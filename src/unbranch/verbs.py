@@ -69,7 +69,7 @@ def reparameterize(
         unwrap: For a module: also take out the neutral layers that folding leaves in ``nn.Sequential`` containers, and put the layer of a
             container that is left with one in its place, so that a run makes fewer calls. Names in the state dict change with it. What
             hooks watch, and what code other than a container's own forward is seen to look into, is kept; a method that the example does
-            not run may miss a container. The outcome is run once and equals, bit by bit, that without.
+            not run may miss a container. The outcome is run once and equals, bit by bit, that without. ``where`` does not limit it.
         return_report: Also return the `Report`.
 
     A module's fold holds for calls like the example, of any size and batch: another optional argument or flag may take a path through the
@@ -211,7 +211,9 @@ def _options(where: Any, cost: str, runtime: str | None) -> dict[str, Any]:
 def _check_containers(model: Any, unwrap: bool) -> None:
     """Raises ValueError: there is nothing to unwrap."""
     if unwrap:
-        raise ValueError(f"unwrap=True is for modules: a {type(model).__name__} has no containers")
+        raise ValueError(
+            f"unwrap=True is for modules, and this {type(model).__name__} has no containers: leave it off"
+        )
 
 
 def _onnx(model: Any) -> ModuleType:

@@ -169,7 +169,7 @@ class ConvSpec:
 
     def carried(self) -> nn.Module:
         """The input where the kernel's centre reads it: the input itself, or padded, or cropped."""
-        return pad_layer(self.padding_mode, self.extra) if any(map(any, self.extra)) else nn.Identity()
+        return pad_layer(self.padding_mode, self.extra)
 
     def carried_norm(self) -> nn.Module:
         """The input where the kernel's centre reads it, and a norm."""

@@ -327,5 +327,7 @@ def test_a_model_that_draws_lots_is_refused() -> None:
 
 def test_only_modules_have_containers() -> None:
     program: Any = torch.export.export(nn.ReLU(), (torch.zeros(2),))
-    with pytest.raises(ValueError, match="unwrap=True is for modules: a ExportedProgram has no containers"):
+    with pytest.raises(
+        ValueError, match="for modules, and this ExportedProgram has no containers: leave it off"
+    ):
         reparameterize(program, unwrap=True)

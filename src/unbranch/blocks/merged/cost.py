@@ -48,7 +48,7 @@ def cost(
     out = window.outputs
     values = outputs * out
     inner = channels // window.groups
-    depth = inner * window.taps
+    depth = window.depth(channels)
     taps = [term.taps for term in terms if term.has_kernel]
     kernels = len(taps)
     more_kept = KEPT * values * (kernels > (0 if keeps_other else 1))

@@ -207,7 +207,7 @@ def _refusal(road: Road, windows: Sequence[Window], asked: Question, beside: boo
         return f"its window does not fit into {asked.size}"
     if outputs < 2:
         return "one value for a channel has no variance"
-    depth = asked.channels // window.groups * window.taps
+    depth = window.depth(asked.channels)
     if FEW * outputs < depth:
         return f"{outputs} outputs say too little of how {depth} values in a patch vary together"
     if road == "depthwise" and (len(window.size) > 2 or max(window.size) > COMPILED_TAPS):
@@ -228,7 +228,7 @@ def _uncompiled(asked: Question) -> str | None:
 def _unprofitable(
     road: Road, windows: Sequence[Window], window: Window, outputs: int, channels: int, beside: bool
 ) -> str | None:
-    depth = channels // window.groups * window.taps
+    depth = window.depth(channels)
     if road == "patches" and depth > window.outputs:
         return f"{depth} values in a patch are more to keep than {window.outputs} outputs"
     found = cost(road, windows, window, outputs, channels, beside)

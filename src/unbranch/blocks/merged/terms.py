@@ -43,6 +43,10 @@ class Window(NamedTuple):
         """Of all axes."""
         return prod(self.size)
 
+    def depth(self, channels: int) -> int:
+        """Values in a patch of one group, of an input of so many channels."""
+        return channels // self.groups * self.taps
+
     @property
     def is_pointwise(self) -> bool:
         """Whether it reads the pixel at its output and no other, border included."""
