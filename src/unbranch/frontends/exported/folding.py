@@ -17,6 +17,7 @@ from unbranch.fold.plan import Plan, plan
 from unbranch.fold.refusals import refusals
 from unbranch.fold.report import Folded, Refused, Report, Totals
 from unbranch.fold.totals import totals
+from unbranch.frontends.collecting import uncollected
 from unbranch.frontends.dense import dense_work, totals_written
 from unbranch.frontends.exported.placing import Place, find
 from unbranch.frontends.exported.reading import read_program
@@ -212,6 +213,7 @@ def padding_beside(reading: Reading, fact: Fact) -> float:
     return padding_work(reading.graph, fact) + 1
 
 
+@uncollected()
 def reparameterize_exported(
     program: ExportedProgram, where: Where = None, cost: str = "work", runtime: str = "torch"
 ) -> tuple[ExportedProgram, Report]:
@@ -239,6 +241,7 @@ def reparameterize_exported(
     return folding.apply(), folding.report(applied=True)
 
 
+@uncollected()
 def explain_exported(
     program: ExportedProgram, where: Where = None, cost: str = "work", runtime: str = "torch"
 ) -> Report:

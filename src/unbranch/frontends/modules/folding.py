@@ -18,11 +18,12 @@ from unbranch.fold.plan import Plan, plan
 from unbranch.fold.refusals import refusals
 from unbranch.fold.report import Folded, Refused, Report, Totals
 from unbranch.fold.totals import totals
+from unbranch.frontends.collecting import uncollected
 from unbranch.frontends.dense import dense_work, totals_written
 from unbranch.frontends.measured import costs_of
 from unbranch.frontends.modules.emit import native_padding
 from unbranch.frontends.modules.frames import common_frame
-from unbranch.frontends.modules.guards import check_foldable, uncollected
+from unbranch.frontends.modules.guards import check_foldable
 from unbranch.frontends.modules.guards import unwrap as inside
 from unbranch.frontends.modules.inputs import ExampleInputs, arguments, guesses, one_sample
 from unbranch.frontends.modules.recorder import record

@@ -1,8 +1,4 @@
-"""What may be folded at all (the model inside its wrappers, in eval mode, outside of autocast), and in what peace."""
-
-import gc
-from collections.abc import Iterator
-from contextlib import contextmanager
+"""What may be folded at all: the model inside its wrappers, in eval mode, outside of autocast."""
 
 import torch
 from torch import nn
@@ -50,19 +46,3 @@ def _is_training(module: nn.Module) -> bool:
         return module.training
     except AttributeError:  # scripted and frozen: it was in eval mode then, and has no mode any more
         return False
-
-
-@contextmanager
-def uncollected() -> Iterator[None]:
-    """Python's cycle collector waits until the work is done.
-
-    A fold makes some hundred thousand objects, none of them garbage before its end; they would set off collections that walk all
-    that torch's import left on the heap, which takes longer than the fold.
-    """
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()

@@ -19,8 +19,8 @@ from torch.nn.modules.module import (
 
 from unbranch.fold.graph import Graph, Node
 from unbranch.fold.keeping import Writes, attributes_kept, copied
+from unbranch.frontends.collecting import uncollected
 from unbranch.frontends.modules.frames import LEAKED, Frame
-from unbranch.frontends.modules.guards import uncollected
 from unbranch.frontends.modules.modes import Dispatch, Functions, unseen
 from unbranch.frontends.modules.numbers import (
     READ,

@@ -57,7 +57,8 @@ def subgraphs_of(node: ir.Node) -> Iterator[ir.Graph]:
 
 @dataclass
 class Free:
-    """The values that no input's data reaches. ``fixed`` are those that no input's size reaches either; their numbers are kept.
+    """The values that no input's data reaches. ``fixed`` are those that no input's size reaches either; their numbers are
+    kept, but for those that are ``spent``: they only led to others.
 
     ``idle`` are the other nodes that matter for the sizes of what they compute only, or not at all.
     """
@@ -66,6 +67,7 @@ class Free:
     fixed: set[ir.Value] = field(default_factory=set)
     idle: set[ir.Node] = field(default_factory=set)
     known: dict[ir.Value, np.ndarray | None] = field(default_factory=dict)
+    spent: set[ir.Value] = field(default_factory=set)
     tensors: dict[ir.Value, Tensor | None] = field(default_factory=dict)
 
     def is_free(self, node: ir.Node) -> bool:
@@ -127,6 +129,7 @@ class Evaluator:
                 waiting.pop()
                 if current not in memo:
                     self._work_out(current, memo)
+                    self._let_go(current.producer())
         return self._get(value)
 
     def _has(self, value: ir.Value) -> bool:
@@ -151,6 +154,19 @@ class Evaluator:
             memo[output] = np.asarray(result) if isinstance(result, np.ndarray | np.generic) else None
         for output in node.outputs:
             memo.setdefault(output, None)
+
+    def _let_go(self, node: ir.Node | None) -> None:
+        """Forget what went into a node and only ever led to constants that were worked out: the next ones take its memory.
+
+        What is asked for again is worked out again, and kept.
+        """
+        known, spent = self.free.known, self.free.spent
+        for value in () if node is None else node.inputs:
+            if value not in known or value in spent:
+                continue
+            if all(o in known or o in spent for reader in value.consumers() for o in reader.outputs):
+                spent.add(value)
+                del known[value]
 
     def _run(self, node: ir.Node) -> tuple[Any, ...]:
         if node.op_type in _SIZES:
@@ -219,4 +235,5 @@ def to_torch(array: np.ndarray | None) -> Tensor | None:
         return None
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return torch.from_numpy(np.ascontiguousarray(array).reshape(array.shape))
+        strided = all(step >= 0 and step % array.itemsize == 0 for step in array.strides)
+        return torch.from_numpy(array if strided else array.copy())

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
 from math import prod
+from typing import TypeAlias
 
 import onnx_ir as ir
 import torch
@@ -150,10 +151,29 @@ def _integers(made: Emitted, numbers: list[int], name: str) -> ir.Value:
     return made.constants[-1]
 
 
-def _node(
-    made: Emitted, kind: str, inputs: list[ir.Value], name: str, **attributes: str | int | float | list[int]
-) -> ir.Value:
-    node = ir.node(kind, inputs, attributes=attributes, name=name)
+Setting: TypeAlias = str | int | float | list[int]
+
+
+def node_of(kind: str, inputs: list[ir.Value], name: str, **settings: Setting) -> ir.Node:
+    """A node of one of ONNX's own ops."""
+    return ir.Node("", kind, inputs, [_attribute(key, value) for key, value in settings.items()], name=name)
+
+
+def _attribute(name: str, value: Setting) -> ir.Attr:
+    """With its kind said: to find out what a list may be takes longer than to fold a layer."""
+    match value:
+        case str():
+            return ir.AttrString(name, value)
+        case int():
+            return ir.AttrInt64(name, value)
+        case float():
+            return ir.AttrFloat32(name, value)
+        case _:
+            return ir.AttrInt64s(name, value)
+
+
+def _node(made: Emitted, kind: str, inputs: list[ir.Value], name: str, **settings: Setting) -> ir.Value:
+    node = node_of(kind, inputs, name, **settings)
     made.nodes.append(node)
     return node.outputs[0]
 

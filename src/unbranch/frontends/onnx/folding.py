@@ -17,6 +17,7 @@ from unbranch.fold.plan import Plan, plan
 from unbranch.fold.refusals import refusals
 from unbranch.fold.report import Folded, Refused, Report, Totals
 from unbranch.fold.totals import totals, totals_of_map
+from unbranch.frontends.collecting import uncollected
 from unbranch.frontends.dense import totals_written
 from unbranch.frontends.onnx.checking import check_model, name_of
 from unbranch.frontends.onnx.constants import Free, find_free
@@ -96,14 +97,13 @@ class Folding:
 
 def parameters(model: ir.Model) -> int:
     """The elements of the main graph's floating-point tensors."""
-    constants = [
-        node.attributes["value"]
-        for node in model.graph
-        if node.op_type == "Constant" and "value" in node.attributes
-    ]
-    tensors = [attribute.as_tensor() for attribute in constants]
+    constants = (node.attributes.get("value") for node in model.graph if node.op_type == "Constant")
+    tensors = [held.value for held in constants if held is not None and held.type is _TENSOR]
     tensors += [v.const_value for v in model.graph.initializers.values() if v.const_value is not None]
     return sum(tensor.size for tensor in tensors if _is_float(tensor.dtype))
+
+
+_TENSOR = ir.AttributeType.TENSOR
 
 
 def _is_float(dtype: ir.DataType | None) -> bool:
@@ -196,6 +196,7 @@ def reparameterize_onnx(
 def reparameterize_onnx(
     model: ir.Model, where: Where = ..., cost: str = ..., runtime: str = ...
 ) -> tuple[ir.Model, Report]: ...
+@uncollected()
 def reparameterize_onnx(
     model: onnx.ModelProto | ir.Model,
     where: Where = None,
@@ -230,6 +231,7 @@ def reparameterize_onnx(
     return to_like(ours, model), report
 
 
+@uncollected()
 def explain_onnx(
     model: onnx.ModelProto | ir.Model,
     where: Where = None,

@@ -7,7 +7,7 @@ import onnx_ir as ir
 
 from unbranch.fold.facts import Fact
 from unbranch.frontends.onnx.checking import name_of
-from unbranch.frontends.onnx.emit import emit, integers
+from unbranch.frontends.onnx.emit import emit, integers, node_of
 from unbranch.frontends.onnx.reading import Reading, main_node
 from unbranch.frontends.onnx.sizes import SizeReaders, inner_values
 from unbranch.frontends.onnx.views import HANDED_ON, Step, Views
@@ -100,9 +100,9 @@ class Writer:
             if kind == "Reshape":
                 shape = integers(numbers, f"{name}.shape")
                 self.graph.register_initializer(shape)
-                node = ir.node("Reshape", [value, shape], name=name)
+                node = node_of("Reshape", [value, shape], name)
             else:
-                node = ir.node(kind, [value], attributes={"perm": numbers} if numbers else {}, name=name)
+                node = node_of(kind, [value], name, **({"perm": numbers} if numbers else {}))
             self.graph.insert_before(producer, node)
             value = node.outputs[0]
             value.type = source.type
