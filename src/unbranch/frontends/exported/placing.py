@@ -59,7 +59,7 @@ def find(reading: Reading, fact: Fact) -> Place:
     producer = graph.producers[fact.value].index
     end = next((name for name, _ in names if reading.members.get(name) == producer), names[0][0])
     place = Place(fact, sources[-1], at, end, names, [reading.nodes[i] for i in fact.pending])
-    place.gone = {node for node, index in reading.members.items() if index in fact.members}
+    place.gone = {node for index in fact.members for node in reading.nodes_of.get(index, ())}
     for move in place.moves:
         if any(isinstance(n.meta.get("val"), torch.Tensor) for n in move.all_input_nodes[1:]):
             raise NotLinear(f"{move.name} takes its shape from another value")

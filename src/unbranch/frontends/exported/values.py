@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -72,6 +73,14 @@ class Reading:
     members: dict[Node, int] = field(default_factory=dict)
     passing: set[Node] = field(default_factory=set)
     fixed: set[Node] = field(default_factory=set)
+
+    @cached_property
+    def nodes_of(self) -> dict[int, list[Node]]:
+        """The nodes of each op, its results' included, once all is read."""
+        found: dict[int, list[Node]] = {}
+        for node, index in self.members.items():
+            found.setdefault(index, []).append(node)
+        return found
 
 
 class Values:

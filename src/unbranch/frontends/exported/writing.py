@@ -13,7 +13,7 @@ from torch.export.graph_signature import (
     OutputSpec,
     TensorArgument,
 )
-from torch.fx import Graph, GraphModule, Node
+from torch.fx import Graph, Node
 
 from unbranch.frontends.exported.calls import Calls
 from unbranch.frontends.exported.memory import written_placeholders
@@ -145,10 +145,8 @@ class Writer:
             held = {k: v for k, v in stored.items() if k in named or (k not in gone and id(v) not in dropped)}
             return {k: v.clone() if k in written else v for k, v in held.items()}
 
-        module = GraphModule(self.program.graph_module, self.graph)
-        module.meta = dict(self.program.graph_module.meta)
         return ExportedProgram(
-            root=module,
+            root=self.program.graph_module,
             graph=self.graph,
             graph_signature=ExportGraphSignature(specs, self._output_specs()),
             state_dict=kept(self.state),
