@@ -221,6 +221,19 @@ def test_gradients_of_gradients_are_the_branches_own(
         assert fold_error(ours, theirs) <= 1e-8
 
 
+def test_gradients_of_gradients_of_a_block_that_runs_twice(generator: torch.Generator) -> None:
+    """The second input is made of the first call's parameters, which are the second call's own."""
+    block = drawn(CASES["pointwise, grouped"][0], 1, generator)
+    x = torch.randn(2, 6, 5, 4, dtype=torch.float64, generator=generator)
+    found = []
+    for model in (block, branched(block)):
+        given = list(model.parameters())
+        firsts = torch.autograd.grad(model(model(x)).pow(3).sum(), given, create_graph=True)
+        found.append([*firsts, *torch.autograd.grad(sum(first.square().sum() for first in firsts), given)])
+    for ours, theirs in zip(*found, strict=True):
+        assert fold_error(ours, theirs) <= 1e-8
+
+
 @pytest.mark.filterwarnings("ignore:There is a performance drop")  # torch's unfold, taken many at a time
 @pytest.mark.parametrize("case", ["dense 3x3", "pointwise, grouped", "depthwise", "wide depthwise"])
 def test_many_gradients_at_once_are_those_one_by_one(case: str, generator: torch.Generator) -> None:

@@ -14,7 +14,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from unbranch.blocks.activation import Activation, activation_layer
 from unbranch.blocks.attention import SqueezeExcite
 from unbranch.blocks.deployable import Deployable
-from unbranch.blocks.merged import Training, TrainingPlan, check_training, plan_training, run_merged
+from unbranch.blocks.merged import (
+    Training,
+    TrainingPlan,
+    any_global_hook,
+    check_training,
+    hook_of,
+    plan_training,
+    run_sum,
+)
 from unbranch.blocks.spec import Axes, ConvSpec, SpecOptions
 from unbranch.frontends.modules import to_affine, to_convolution
 
@@ -95,20 +103,22 @@ class Sum(Branches):
         return [norm for end in ends for norm in end] if all(ends) else []
 
     @no_type_check  # a recording would take the check's reading of sizes for ours
-    def forward(self, x: Float[Tensor, "n c_in *size"]) -> Float[Tensor, "n c_out *out"]:
-        """Add up the branches; in training, those together that can be."""
+    def forward(
+        self, x: Float[Tensor, "n c_in *size"], relu: nn.Module | None = None
+    ) -> Float[Tensor, "n c_out *out"]:
+        """Add up the branches, in training those together that can be; then ``relu``, which takes a pass less together with them."""
         if self.training and self.merging != "branches" and not torch.compiler.is_compiling():
             plan = self.training_plan(x)
-            if plan.merged:
-                total = run_merged(plan, x)
-                for name in plan.apart:
-                    total += getattr(self, name)(x)  # nothing else reads what was merged
-                return self.norm(total)
+            if plan.merged or plan.normed:
+                ends = relu is not None and type(self.norm) is nn.Identity
+                total = self.norm(run_sum(plan, x, self._modules, rectifies=ends))
+                return total if ends or relu is None else relu(total)
         total = None
         for name in self.names:
             own = getattr(self, name)(x)
             total = own if total is None else total + own
-        return self.norm(total)
+        total = self.norm(total)
+        return total if relu is None else relu(total)
 
 
 def _last_norms(branch: nn.Module) -> list[nn.Module]:
@@ -207,10 +217,21 @@ class Block(Deployable, nn.Module):
     @no_type_check  # a recording would take the check's reading of sizes for ours
     def forward(self, x: Float[Tensor, "n c_in *size"]) -> Float[Tensor, "n c_out *out"]:
         """Branches, attention, activation."""
+        if self.training and isinstance(self.branches, Sum) and self._ends_in_relu(self.branches):
+            return self.branches(x, self.activation)
         y = self.branches(x)
         if self.attention is not None:
             y = self.attention(y)
         return self.activation(y)
+
+    def _ends_in_relu(self, branches: Sum) -> bool:
+        """Whether nothing but a plain ReLU is done with the sum, and nobody looks at it before."""
+        return (
+            self.attention is None
+            and type(self.activation) is nn.ReLU
+            and not any_global_hook()
+            and all(hook_of(layer) is None for layer in (branches, branches.norm, self.activation))
+        )
 
     def deploy_children(self) -> dict[str, nn.Module]:
         """The convolution that ``branches`` equals in eval mode; nothing where it stands there already."""

@@ -5,6 +5,15 @@ input's patches, which all branches share.
 """
 
 from unbranch.blocks.merged.plan import Training, TrainingPlan, check_training, plan_training
-from unbranch.blocks.merged.run import run_merged
+from unbranch.blocks.merged.run import run_sum
+from unbranch.blocks.merged.terms import any_global_hook, hook_of
 
-__all__ = ["Training", "TrainingPlan", "check_training", "plan_training", "run_merged"]
+__all__ = [
+    "Training",
+    "TrainingPlan",
+    "any_global_hook",
+    "check_training",
+    "hook_of",
+    "plan_training",
+    "run_sum",
+]

@@ -1,7 +1,8 @@
 """The merged convolution: its kernel follows from the batch's own moments, and its gradients pass through them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -89,7 +90,8 @@ class Merged(torch.autograd.Function):
         x, mean, spread, inverse, *parameters = ctx.saved_tensors
         needed = (ctx.needs_input_grad[0], *ctx.needs_input_grad[2:])
         if torch.is_grad_enabled() or is_batch(grads[0]):
-            return _through_branches(ctx.call, grads[0], (x, *parameters), needed)
+            dx, *found = by_torch(partial(_branched, ctx.call), (x, *parameters), grads[0], needed)
+            return dx, None, *found
         g = grads[0].movedim(1, -1).flatten(0, -2)
         with full_precision(x.device):
             kept = Remembered(mean, spread, inverse)
@@ -97,16 +99,20 @@ class Merged(torch.autograd.Function):
         return dx, None, *found
 
 
-def _through_branches(
-    call: Call, g: Tensor, inputs: Sequence[Tensor | None], needed: Sequence[bool]
-) -> tuple[Tensor | None, ...]:
-    x, *parameters = inputs
-    assert x is not None
-    wanted = [one for one, need in zip(inputs, needed, strict=True) if one is not None and need]
-    again = torch.is_grad_enabled()
+def _branched(call: Call, x: Tensor, *parameters: Tensor | None) -> Tensor:
+    """(N, C_out, *out)."""
     count, _, *out = call.shape
-    with torch.enable_grad(), full_precision(x.device):
-        y = call.road.branched(x, parameters).unflatten(0, (count, *out)).movedim(-1, 1)
-        found = iter(torch.autograd.grad(y, wanted, g, create_graph=again))
-    dx, *rest = (next(found) if need else None for need in needed)
-    return dx, None, *rest
+    return call.road.branched(x, parameters).unflatten(0, (count, *out)).movedim(-1, 1)
+
+
+def by_torch(
+    run: Callable[..., Tensor], inputs: Sequence[Tensor | None], g: Tensor, needed: Sequence[bool]
+) -> tuple[Tensor | None, ...]:
+    """The gradients that are needed of ``run(*inputs)``, by torch's own steps: to be differentiated again, or many at a time."""
+    again = torch.is_grad_enabled()
+    with torch.enable_grad(), full_precision(g.device):
+        # Of aliases: one input may be what another was made of, and that way is not this call's.
+        own = [None if one is None else one.view_as(one) for one in inputs]
+        wanted = [one for one, need in zip(own, needed, strict=True) if one is not None and need]
+        found = iter(torch.autograd.grad(run(*own), wanted, g, create_graph=again))
+    return tuple(next(found) if need else None for need in needed)

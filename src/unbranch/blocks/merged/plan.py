@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import chain
 from math import prod
@@ -15,6 +15,7 @@ from unbranch.blocks.merged import compiled
 from unbranch.blocks.merged.cost import cost
 from unbranch.blocks.merged.fold import Fold
 from unbranch.blocks.merged.terms import Apart, Term, Window, any_global_hook, plain, read_term
+from unbranch.blocks.pointwise import layout_of
 
 Training: TypeAlias = Literal["auto", "merged", "branches"]
 Road: TypeAlias = Literal["pointwise", "channelwise", "patches", "depthwise"]
@@ -39,18 +40,22 @@ Windows: TypeAlias = tuple[tuple[str, Window], ...]
 class TrainingPlan:
     """What a sum of branches does in training mode with an input of one shape: ``print`` it.
 
-    ``merged`` are the branches that train as one convolution, by ``road``; ``apart`` says of each other one why it is computed by itself.
+    ``merged`` are the branches that train as one convolution, by ``road``; ``apart`` says of each other one why its convolution is computed
+    by itself; ``normed`` are those of them whose norms are computed and added up in one call.
     """
 
     merged: tuple[str, ...]
     road: Road | None
     apart: Mapping[str, str]
     fold: Fold | None = None
+    normed: Mapping[str, Term] = field(default_factory=dict)
 
     def __str__(self) -> str:
         lines = [f"{name}: by itself: {why}" for name, why in self.apart.items()]
         if self.road is not None:
             lines.insert(0, f"{', '.join(self.merged)}: {ROADS[self.road]}")
+        if self.normed:
+            lines.append(f"{', '.join(self.normed)}: batch norms in one call")
         return "\n".join(lines)
 
 
@@ -77,12 +82,15 @@ def plan_training(
     terms = [term for term in terms if term.name not in apart]
     windows = tuple((term.name, term.window) for term in terms)
     shape, device = tuple(x.shape), x.device.type
-    choice = _choose(Question(windows, bool(apart), shape, x.dtype, device, training, compiled.allowed()))
+    last = layout_of(x) != torch.contiguous_format
+    asked = Question(windows, bool(apart), shape, last, x.dtype, device, training, compiled.allowed())
+    choice = _choose(asked)
     apart |= choice.apart
     fold = _fold([term for term in terms if term.name in choice.merged], x.shape[1]) if choice.road else None
     # They run in the order of the sum: statistics of norms that they share, and random numbers, depend on it.
     rest = {name: apart[name] for name in branches if name in apart}
-    return TrainingPlan(choice.merged, choice.road, rest, fold)
+    normed = {term.name: term for term in terms if term.name in choice.normed}
+    return TrainingPlan(choice.merged, choice.road, rest, fold, normed)
 
 
 def _sharing(
@@ -120,6 +128,7 @@ class Question(NamedTuple):
     windows: Windows
     others: bool
     shape: tuple[int, ...]
+    channels_last: bool
     dtype: torch.dtype
     device: str
     training: Training
@@ -137,16 +146,32 @@ class Question(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """What is merged by which road, and why the other terms are not."""
+    """What is merged by which road; why the other terms are not; and which of those have their norms in one call."""
 
     merged: tuple[str, ...]
     road: Road | None
     apart: Mapping[str, str]
+    normed: tuple[str, ...] = ()
 
 
 @lru_cache(maxsize=4096)
 def _choose(asked: Question) -> Choice:
-    """The widest road that is there and pays. Asked anew in every step, so what was answered once is kept."""
+    """The widest road that is there and pays, and the norms beside it. Asked anew in every step, so what was answered once is kept."""
+    choice = _merge(asked)
+    return choice._replace(normed=tuple(choice.apart)) if choice.apart and _has_norms(asked) else choice
+
+
+def _has_norms(asked: Question) -> bool:
+    """Whether compiled calls take the norms of all terms: in channels-last, values of one size and of more than one pixel."""
+    if asked.device != "cpu" or not asked.channels_last or not asked.compiles:
+        return False
+    sizes = {(window.outputs, *window.out_size(asked.size)) for _, window in asked.windows}
+    pixels = [asked.shape[0] * prod(size[1:]) for size in sizes if min(size) > 0]
+    return len(sizes) == 1 and pixels > [1] and compiled.unavailable(asked.dtype) is None
+
+
+def _merge(asked: Question) -> Choice:
+    """The widest road that is there and pays."""
     refused: dict[str, str] = {}
     for road, some in _roads(asked):
         names = tuple(name for name, _ in some)

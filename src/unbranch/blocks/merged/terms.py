@@ -66,6 +66,14 @@ class Term:
     norm: nn.modules.batchnorm._BatchNorm
     weight: Tensor | None
     window: Window
+    layers: tuple[nn.Module, ...]
+    """In front of the norm."""
+
+    def value(self, x: Tensor) -> Tensor:
+        """w * x: what its norm is given."""
+        for layer in self.layers:
+            x = layer(x)
+        return x
 
     def parameters(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Kernel, gamma and beta, None where there is none."""
@@ -82,8 +90,10 @@ def read_term(name: str, branch: nn.Module, x: Tensor) -> Term:
     if type(branch) is nn.Sequential:
         layers += branch._modules.values()
     for layer in layers:
-        _check_hooks(layer)
+        if (hook := hook_of(layer)) is not None:
+            raise Apart(f"{type(layer).__name__} has {hook}")
     *linear, norm = layers[1:] or layers
+    own = tuple(linear)
     if not isinstance(norm, nn.modules.batchnorm._BatchNorm) or type(norm) not in NORMS:
         raise Apart(f"ends in {type(norm).__name__}, not in a batch norm over this process's own batch")
     if not norm.training:
@@ -105,11 +115,11 @@ def read_term(name: str, branch: nn.Module, x: Tensor) -> Term:
         if norm.num_features != channels:
             raise Apart(f"its norm is of {norm.num_features} channels, the input has {channels}")
         ones, none = (1,) * dims, (0,) * dims
-        term = Term(
-            name, norm, None, Window(ones, ones, ones, none, none, channels, channels, has_kernel=False)
-        )
+        window = Window(ones, ones, ones, none, none, channels, channels, has_kernel=False)
+        term = Term(name, norm, None, window, own)
     else:
-        term = _convolution(name, linear, norm, border)
+        weight, window = _convolution(linear, norm, border)
+        term = Term(name, norm, weight, window, own)
         _check_kernel(term, channels, dims)
     _check_parameters(term, x)
     return term
@@ -138,11 +148,10 @@ def _check_parameters(term: Term, x: Tensor) -> None:
 
 
 def _convolution(
-    name: str,
     linear: Sequence[nn.Module],
     norm: nn.modules.batchnorm._BatchNorm,
     border: tuple[tuple[int, int], ...],
-) -> Term:
+) -> tuple[Tensor, Window]:
     if len(linear) > 1:
         raise Apart(f"has {' and '.join(type(layer).__name__ for layer in linear)} in front of its norm")
     conv = linear[0]
@@ -169,16 +178,15 @@ def _convolution(
         conv.groups,
         norm.num_features,
     )
-    return Term(name, norm, conv.weight, window)
+    return conv.weight, window
 
 
-def _check_hooks(layer: nn.Module) -> None:
-    """A hook, or a forward that was put in the place of the class's, would wait for a call that does not come."""
+def hook_of(layer: nn.Module) -> str | None:
+    """What would wait for a call of this layer: a hook, or a forward that was put in the place of the class's."""
     before = layer._forward_pre_hooks or layer._backward_pre_hooks
     if before or layer._forward_hooks or layer._backward_hooks:
-        raise Apart(f"{type(layer).__name__} has hooks")
-    if "forward" in vars(layer):
-        raise Apart(f"{type(layer).__name__} has a forward of its own")
+        return "hooks"
+    return "a forward of its own" if "forward" in vars(layer) else None
 
 
 def any_global_hook() -> bool:

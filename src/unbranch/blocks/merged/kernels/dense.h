@@ -149,25 +149,32 @@ struct Stencil {
   template <int N, bool DOWN>
   void apply(const V* near, int64_t width, const V* up, int64_t up_width, const V* weight, T* to, int64_t step, int64_t lanes) const {
     const int64_t ahead = DOWN ? width : 1, up_ahead = DOWN ? up_width : 1;
-    V sum[N];
+    // Sums of two parts where the pixels are too few to keep the processor busy while it waits for each product.
+    constexpr bool two = N < 4;
+    V sum[N], other[N];
     UNBRANCH_UNROLL
-    for (int n = 0; n < N; ++n) sum[n] = constant;
+    for (int n = 0; n < N; ++n) sum[n] = constant, other[n] = V{};
     for (int da = 0; da < 2 * KH - 1; ++da, near += width)
       UNBRANCH_UNROLL
       for (int db = 0; db < 2 * KW - 1; ++db) {
         const V by = lag[da][db];
         UNBRANCH_UNROLL
-        for (int n = 0; n < N; ++n) sum[n] += by * near[db + n * ahead];
+        for (int n = 0; n < N; ++n) (two && db % 2 ? other : sum)[n] += by * near[db + n * ahead];
       }
     for (int a = KH - 1; a >= 0; --a, up += up_width)
       UNBRANCH_UNROLL
       for (int b = 0; b < KW; ++b) {
         const V by = weight[a * KW + b];
         UNBRANCH_UNROLL
-        for (int n = 0; n < N; ++n) sum[n] += by * up[KW - 1 - b + n * up_ahead];
+        for (int n = 0; n < N; ++n) (two ? other : sum)[n] += by * up[KW - 1 - b + n * up_ahead];
       }
+    if constexpr (two)
+      for (int n = 0; n < N; ++n) sum[n] += other[n];
     UNBRANCH_UNROLL
-    for (int n = 0; n < N; ++n) store<T>(to + n * step, sum[n], lanes);
+    for (int n = 0; n < N; ++n) {
+      next_block(to + n * step);
+      store<T>(to + n * step, sum[n], lanes);
+    }
   }
 
   // A line of pixels, some at once.
@@ -178,7 +185,9 @@ struct Stencil {
       apply<N, DOWN>(near, width, up, up_width, weight, to, step, lanes);
       near += N * (DOWN ? width : 1), up += N * (DOWN ? up_width : 1), to += N * step, length -= N;
     };
-    while (length >= 4) some.template operator()<4>();
+    while (length >= 8) some.template operator()<8>();
+    if (length >= 6) some.template operator()<6>();
+    if (length >= 4) some.template operator()<4>();
     if (length >= 2) some.template operator()<2>();
     if (length > 0) some.template operator()<1>();
   }

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "fold.h"
+#include "norms.h"
 #include "pictures.h"
 #include "rows.h"
 
@@ -119,6 +120,28 @@ std::vector<Tensor> pictures_backward(const Tensor& x, const Tensor& g, const Te
   return backward(Pictures<Scalar>(x, geo, mean), up, kept, inverse, parameters, places, counts, taps, bare, needed, deep);
 }
 
+std::vector<Tensor> norms_forward(at::TensorList values, Tensor& y, bool adds, bool rectifies, const Parameters& parameters,
+                                  at::ArrayRef<double> eps) {
+  for (const Tensor& value : values) check_type(value);
+  TORCH_CHECK(!values.empty() && is_rows(y) && y.sizes() == values[0].sizes() && parameters.size() == 2 * values.size() &&
+                  eps.size() == values.size(), "a norm for each value, and their sum of the same size, are wanted");
+  check_type(y);
+  return norms_forward_of<Scalar>(values, y, adds, rectifies, parameters, eps);
+}
+
+std::vector<Tensor> norms_backward(at::TensorList values, const Tensor& g, const std::optional<Tensor>& y, const Tensor& mean,
+                                   const Tensor& inverse, const Parameters& parameters, at::IntArrayRef needed) {
+  for (const Tensor& value : values) check_type(value);
+  const Tensor up = g.movedim(1, -1).contiguous().movedim(-1, 1);
+  check_type(up);
+  TORCH_CHECK(!values.empty() && up.sizes() == values[0].sizes() && parameters.size() == 2 * values.size() &&
+                  needed.size() == 3 * values.size(), "a norm for each value, and a gradient of the same size, are wanted");
+  for (const Tensor& seen : {mean, inverse})
+    expect(seen, static_cast<int64_t>(values.size()) * up.size(1), "statistics");
+  if (y.has_value()) TORCH_CHECK(is_rows(*y) && y->sizes() == up.sizes() && y->scalar_type() == kScalar, "what the sum was is wanted");
+  return norms_backward_of<Scalar>(values, up, y, mean, inverse, parameters, needed);
+}
+
 }  // namespace
 
 // The name is a macro itself, which torch's own would take as it stands.
@@ -135,6 +158,8 @@ UNBRANCH_LIBRARY(UNBRANCH_NAME, library) {
   library.def(("rows_forward(Tensor x, Tensor(a!) y, int groups, " + terms + "float[] eps) -> Tensor[]").c_str());
   library.def(("rows_backward(" + remembered + terms + wanted).c_str());
   library.def(("pictures_forward(Tensor x, Tensor(a!) y, " + window + terms + "float[] eps) -> Tensor[]").c_str());
+  library.def("norms_forward(Tensor[] values, Tensor(a!) y, bool adds, bool rectifies, Tensor?[] parameters, float[] eps) -> Tensor[]");
+  library.def("norms_backward(Tensor[] values, Tensor g, Tensor? y, Tensor mean, Tensor inverse, Tensor?[] parameters, int[] needed) -> Tensor[]");
   library.def(("pictures_backward(" + remembered + window + terms + wanted).c_str());
 }
 
@@ -143,6 +168,8 @@ UNBRANCH_LIBRARY_IMPL(UNBRANCH_NAME, CPU, library) {
   library.impl("unfold", &unfold);
   library.impl("rows_forward", &rows_forward);
   library.impl("rows_backward", &rows_backward);
+  library.impl("norms_forward", &norms_forward);
+  library.impl("norms_backward", &norms_backward);
   library.impl("pictures_forward", &pictures_forward);
   library.impl("pictures_backward", &pictures_backward);
 }

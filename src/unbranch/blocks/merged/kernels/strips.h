@@ -83,6 +83,12 @@ inline void store(T* to, typename Lanes<T>::type v, int64_t lanes) {
   else std::memcpy(to, &v, lanes * sizeof(T));
 }
 
+// While a block of channels is worked on, the block that comes next is asked for, pixel by pixel: it lies beside this one.
+template <typename T>
+inline void next_block(const T* pixel) { __builtin_prefetch(pixel + Lanes<T>::count, 0, 2); }
+template <typename T>
+inline void next_block(T* pixel) { __builtin_prefetch(pixel + Lanes<T>::count, 1, 2); }
+
 // A part of a picture, or of its surroundings, for one block of channels: cell (0, 0) is pixel (top, left).
 template <typename T>
 struct Strip {
@@ -111,6 +117,7 @@ struct Strip {
       const auto each = [&](int64_t some) {
         for (int64_t u = begin; u < end; ++u, pixel += c) {
           __builtin_prefetch(pixel + kAhead * c);
+          next_block(pixel);
           to[u] = load<T>(pixel, some) - minus;
         }
       };

@@ -122,7 +122,10 @@ inline void convolve_some(const Taps<T, KH, STRIDE>& taps, int64_t output, const
       UNBRANCH_UNROLL
       for (int n = 0; n < N; ++n) sum[n] += w[a * KW + b] * taps.rows[a][(output + n) * taps.step() + b * taps.gap()];
   UNBRANCH_UNROLL
-  for (int n = 0; n < N; ++n) store<T>(to + n * step, sum[n], lanes);
+  for (int n = 0; n < N; ++n) {
+    next_block(to + n * step);
+    store<T>(to + n * step, sum[n], lanes);
+  }
 }
 
 template <typename T, int KH, int KW>
@@ -163,6 +166,7 @@ inline void kernel_grad_row(const Taps<T, KH, STRIDE>& taps, int64_t from, const
   for (int a = 0; a < KH; ++a) rows[a] = taps.rows[a] + from * taps.step();
   for (int64_t o = 0; o < count; ++o, g += next) {
     __builtin_prefetch(g + kAhead * next);
+    next_block(g);
     const V up = load<T>(g, lanes);
     UNBRANCH_UNROLL
     for (int a = 0; a < KH; ++a)
@@ -220,6 +224,7 @@ inline void input_grad_row(const Taps<T, KH, STRIDE>& taps, const Taps<T, KH, ST
   constexpr int K = KH * KW;
   for (int64_t o = 0; o < count; ++o, g += next) {
     __builtin_prefetch(g + kAhead * next);
+    next_block(g);
     const V up = load<T>(g, lanes);
     V p[K];
     UNBRANCH_UNROLL

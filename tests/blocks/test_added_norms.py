@@ -1,0 +1,346 @@
+"""Norms that are computed and added up in one call: outputs, gradients and running statistics are torch's own norms'."""
+
+import copy
+from collections.abc import Callable, Iterator
+from functools import partial
+from types import MethodType
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.blocks.test_merged import apart_by, branched, drawn, errors, needs_kernels, results, sum_of
+from tests.support import fold_error, randomize
+from unbranch.blocks import ACBlock, MobileOneBlock, RepVGGBlock
+from unbranch.blocks.merged import compiled, plan
+
+LAST = torch.channels_last
+Make = Callable[[int], nn.Module]
+CASES: dict[str, tuple[Make, int]] = {
+    "one": (lambda s: MobileOneBlock(6, 19, 1, s), 1),
+    "two": (lambda s: MobileOneBlock(6, 6, 1), 2),
+    "three": (lambda s: RepVGGBlock(6, 6, 3), 3),
+    "three, no ReLU": (lambda s: ACBlock(6, 7, 3, s, activation=None), 3),
+    "five, SE": (lambda s: RepVGGBlock(6, 7, 3, s, num_branches=4, se=0.5), 5),
+    "seven": (lambda s: RepVGGBlock(6, 17, 3, s, num_branches=6), 7),
+    "SiLU": (lambda s: RepVGGBlock(6, 7, 3, s, activation="silu"), 2),
+    "depthwise": (lambda s: MobileOneBlock(6, 6, 3, s, groups=6, num_branches=2, shortcut="conv"), 4),
+    "without affine": (
+        lambda s: RepVGGBlock(6, 7, 3, s, norm=partial(nn.BatchNorm2d, affine=False, momentum=None)),
+        2,
+    ),
+}
+BESIDE: dict[str, Make] = {
+    "3x3 beside a merged 1x1": lambda s: RepVGGBlock(6, 7, 3, s, activation=None),
+    "3x3 beside a merged 1x1 and identity": lambda s: RepVGGBlock(6, 6, 3),
+    "and one of its own": lambda s: with_bias(RepVGGBlock(6, 7, 3, s, num_branches=3)),
+}
+
+
+def with_bias(block: nn.Module) -> nn.Module:
+    conv = block.get_submodule("branches.dense0.conv")
+    conv.bias = nn.Parameter(torch.ones(7))
+    return block
+
+
+@pytest.fixture
+def nothing_merges(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(plan, "_refusal", lambda *_: "the test wants it apart")
+    plan._choose.cache_clear()
+    yield
+    plan._choose.cache_clear()
+
+
+@pytest.fixture
+def pointwise_merges(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(plan, "_refusal", lambda road, *_: None if road == "pointwise" else "the test's wish")
+    plan._choose.cache_clear()
+    yield
+    plan._choose.cache_clear()
+
+
+def values(generator: torch.Generator, *size: int, channels: int = 6) -> Tensor:
+    """In channels-last, of a mean beside zero."""
+    x = 2 * torch.randn(3, channels, *size, dtype=torch.float64, generator=generator) + 1
+    return x.contiguous(memory_format=LAST if len(size) == 2 else torch.channels_last_3d)
+
+
+def normed(block: nn.Module, x: Tensor) -> int:
+    return len(sum_of(block).training_plan(x).normed)
+
+
+@needs_kernels
+@pytest.mark.usefixtures("nothing_merges")
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("case", CASES)
+def test_everything_is_the_norms_own(case: str, stride: int, generator: torch.Generator) -> None:
+    make, count = CASES[case]
+    block = drawn(make, stride, generator)
+    for size in ((33, 20), (9, 7), (3, 2), (1, 3)):
+        x = values(generator, *size)
+        assert normed(block, x) == count
+        assert "batch norms in one call" in str(sum_of(block).training_plan(x))
+        assert apart_by(block, x) <= 1e-9
+        assert copy.deepcopy(block)(x).stride() == branched(block)(x).stride()
+
+
+@needs_kernels
+@pytest.mark.usefixtures("pointwise_merges")
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("case", BESIDE)
+def test_norms_are_added_to_what_is_merged(case: str, stride: int, generator: torch.Generator) -> None:
+    block = drawn(BESIDE[case], stride, generator)
+    for size in ((33, 20), (9, 7), (3, 2)):
+        x = values(generator, *size)
+        chosen = sum_of(block).training_plan(x)
+        assert chosen.merged
+        assert len(chosen.normed) == (2 if "own" in case else 1)
+        assert apart_by(block, x) <= 1e-9
+
+
+@needs_kernels
+@pytest.mark.usefixtures("nothing_merges")
+def test_three_axes(generator: torch.Generator) -> None:
+    block = randomize(RepVGGBlock(6, 6, 3, dims=3).double(), generator)
+    x = values(generator, 5, 4, 3)
+    assert normed(block, x) == 3
+    assert apart_by(block, x) <= 1e-9
+
+
+@needs_kernels
+@pytest.mark.usefixtures("nothing_merges")
+@pytest.mark.parametrize("offset", [0.0, 30.0])
+@pytest.mark.parametrize("case", ["one", "two", "three", "seven"])
+def test_float32_is_as_near_to_float64_as_torchs_norms_are(
+    case: str, offset: float, generator: torch.Generator
+) -> None:
+    exact = randomize(CASES[case][0](1).double(), generator).float().double()
+    x = (values(generator, 40, 41) + offset).float().double()
+    expected = results(branched(exact), x, 1)
+    ours = errors(results(copy.deepcopy(exact).float(), x.float(), 1), expected)
+    theirs = errors(results(branched(exact).float(), x.float(), 1), expected)
+    ulp = torch.finfo(torch.float32).eps
+    assert max(ours.values()) <= max(theirs.values()) + 32 * ulp
+    for name, error in ours.items():
+        assert error <= theirs[name] + 64 * ulp, name
+
+
+@needs_kernels
+@pytest.mark.usefixtures("nothing_merges")
+@pytest.mark.parametrize("case", ["two", "three, no ReLU"])
+def test_gradients_of_gradients_and_many_at_once(case: str, generator: torch.Generator) -> None:
+    block = drawn(CASES[case][0], 1, generator)
+    x = values(generator, 5, 4)
+    found = []
+    for model in (block, branched(block)):
+        given = [x.clone().requires_grad_(), *model.parameters()]
+        y = model(given[0])
+        firsts = torch.autograd.grad((y + 1).pow(3).sum(), given, create_graph=True)
+        seconds = torch.autograd.grad(sum(first.square().sum() for first in firsts), given, retain_graph=True)
+        many = torch.stack([y.detach().exp(), y.detach().cos()])
+        together = torch.autograd.grad(y, given, many, is_grads_batched=True, retain_graph=True)
+        again = torch.autograd.grad(y, given, y.detach().exp(), retain_graph=True)
+        assert all(fold_error(each[0], one) <= 1e-9 for each, one in zip(together, again, strict=True))
+        found.append([*firsts, *seconds, *together])
+    for ours, theirs in zip(*found, strict=True):
+        assert fold_error(ours, theirs) <= 1e-8
+
+
+@needs_kernels
+@pytest.mark.usefixtures("pointwise_merges")
+@pytest.mark.parametrize("case", BESIDE)
+def test_gradients_of_gradients_beside_what_is_merged(case: str, generator: torch.Generator) -> None:
+    block = drawn(BESIDE[case], 1, generator)
+    x = values(generator, 5, 4)
+    found = []
+    for model in (block, branched(block)):
+        given = [x.clone().requires_grad_(), *model.parameters()]
+        firsts = torch.autograd.grad((model(given[0]) + 1).pow(3).sum(), given, create_graph=True)
+        loss = sum(first.square().sum() for first in firsts)
+        found.append([*firsts, *torch.autograd.grad(loss, given)])
+    for ours, theirs in zip(*found, strict=True):
+        assert fold_error(ours, theirs) <= 1e-8
+
+
+@needs_kernels
+@pytest.mark.usefixtures("nothing_merges")
+def test_parts_that_are_frozen_and_inputs_that_learn_nothing(generator: torch.Generator) -> None:
+    block = drawn(CASES["two"][0], 1, generator)
+    block.get_parameter("branches.dense0.conv.weight").requires_grad_(False)
+    block.get_parameter("branches.dense0.norm.bias").requires_grad_(False)
+    block.get_parameter("branches.shortcut.weight").requires_grad_(False)
+    x = values(generator, 5, 4)
+    expected = branched(block)
+    for model in (block, expected):
+        model(x).square().sum().backward()
+    for (name, mine), theirs in zip(block.named_parameters(), expected.parameters(), strict=True):
+        assert (mine.grad is None) == (theirs.grad is None), name
+        assert mine.grad is None or theirs.grad is None or fold_error(mine.grad, theirs.grad) <= 1e-9, name
+    with torch.no_grad():
+        assert fold_error(block(x), expected(x)) <= 1e-9
+    with torch.inference_mode():
+        assert fold_error(block(x), expected(x)) <= 1e-9
+
+
+@needs_kernels
+@pytest.mark.usefixtures("nothing_merges")
+def test_gradients_and_values_that_lie_otherwise(generator: torch.Generator) -> None:
+    """A gradient that is one number for all, an input turned by a quarter, and every other number of a vector as gamma."""
+    block = drawn(CASES["two"][0], 1, generator)
+    norm = block.get_submodule("branches.dense0.norm")
+    norm.weight = nn.Parameter(torch.randn(12, dtype=torch.float64, generator=generator)[::2])
+    x = values(generator, 5, 4)
+    expected = branched(block)
+    found = []
+    for model in (block, expected):
+        inside = x.clone().requires_grad_()
+        model(inside).sum().backward()
+        (again,) = torch.autograd.grad(model(inside.transpose(2, 3)).transpose(2, 3).pow(2).sum(), inside)
+        found.append((inside.grad, again))
+    for ours, theirs in zip(*found, strict=True):
+        assert fold_error(ours, theirs) <= 1e-9
+
+
+@needs_kernels
+@pytest.mark.usefixtures("nothing_merges")
+def test_backward_twice_and_what_is_no_number(generator: torch.Generator) -> None:
+    block = drawn(CASES["two"][0], 1, generator)
+    x = values(generator, 5, 4).requires_grad_()
+    loss = block(x).square().sum()
+    (first,) = torch.autograd.grad(loss, x, retain_graph=True)
+    (second,) = torch.autograd.grad(loss, x, retain_graph=True)
+    assert torch.equal(first, second)
+    with torch.no_grad():
+        x[0, 2, 1, 1] = float("nan")
+    found = [results(copy.deepcopy(block), x.detach(), 1), results(branched(block), x.detach(), 1)]
+    for name, value in found[0].items():
+        assert torch.equal(value.isnan(), found[1][name].isnan()), name
+    assert found[0]["output"].isnan().any()
+
+
+def hooks_on(name: str, seen: list[Tensor]) -> Callable[[nn.Module], None]:
+    def put(block: nn.Module) -> None:
+        layer = block.get_submodule(name)
+        layer.register_forward_hook(lambda module, given, result: seen.append(result.detach().clone()))
+
+    return put
+
+
+@needs_kernels
+@pytest.mark.usefixtures("nothing_merges")
+@pytest.mark.parametrize("name", ["branches", "branches.norm", "activation"])
+def test_who_looks_at_the_sum_sees_what_it_was(name: str, generator: torch.Generator) -> None:
+    block = drawn(CASES["two"][0], 1, generator)
+    x = values(generator, 5, 4)
+    seen: list[list[Tensor]] = []
+    for model in (block, branched(block)):
+        seen.append([])
+        hooks_on(name, seen[-1])(model)
+        model(x)
+    assert len(seen[0]) == len(seen[1]) == 1
+    assert fold_error(seen[0][0], seen[1][0]) <= 1e-9
+    assert (seen[0][0] < 0).any() == (name != "activation")
+
+
+@needs_kernels
+@pytest.mark.usefixtures("nothing_merges")
+def test_an_activation_of_somebodys_own_is_called(generator: torch.Generator) -> None:
+    class Leaky(nn.ReLU):
+        def forward(self, input: Tensor) -> Tensor:
+            return nn.functional.leaky_relu(input, 0.1)
+
+    for own in (Leaky(), nn.ReLU()):
+        block = drawn(lambda s, own=own: MobileOneBlock(6, 6, 1, activation=own), 1, generator)
+        if type(own) is nn.ReLU:
+            own.forward = MethodType(Leaky.forward, own)
+        x = values(generator, 5, 4)
+        assert (block(x) < 0).any()
+        assert apart_by(block, x) <= 1e-9
+
+
+@needs_kernels
+@pytest.mark.usefixtures("nothing_merges")
+def test_one_value_for_a_channel_is_refused_as_a_norm_refuses_it() -> None:
+    block = MobileOneBlock(6, 8, 1, 2)
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        block(torch.ones(1, 6, 2, 2).contiguous(memory_format=LAST))
+
+
+@needs_kernels
+@pytest.mark.usefixtures("nothing_merges")
+def test_attention_stands_between_sum_and_activation(generator: torch.Generator) -> None:
+    block = drawn(CASES["five, SE"][0], 1, generator)
+    x = values(generator, 5, 4)
+    parts = [branched(block).get_submodule(name) for name in ("branches", "attention", "activation")]
+    assert fold_error(block(x), nn.Sequential(*parts)(x)) <= 1e-9
+
+
+@needs_kernels
+def test_means_far_from_zero_lose_no_digits(generator: torch.Generator) -> None:
+    """Even where the mean is no float32 number."""
+    u = 3000 + torch.randn(4, 6, 40, 50, generator=generator).contiguous(memory_format=LAST)
+    g = u - 2999 + torch.randn(u.shape, generator=generator).contiguous(memory_format=LAST)
+    gamma, beta = torch.rand(2, 6, generator=generator)
+    run, y = compiled.kernels(torch.float32), torch.empty_like(u)
+    mean, inverse, _ = run.norms_forward([u], y, False, False, [gamma, beta], [1e-3])
+    du, dgamma, dbeta = run.norms_backward([u], g, None, mean, inverse, [gamma, beta], [1, 1, 1])
+    exact = [t.double().requires_grad_() for t in (u, gamma, beta)]
+    expected = nn.functional.batch_norm(exact[0], None, None, *exact[1:], training=True, eps=1e-3)
+    assert fold_error(y.double(), expected) <= 1e-6
+    for found, wanted in zip(
+        (du, dgamma, dbeta), torch.autograd.grad(expected, exact, g.double()), strict=True
+    ):
+        assert fold_error(found.double(), wanted) <= 1e-6
+
+
+def test_without_kernels_or_in_the_default_layout_torchs_own_norms_run(
+    monkeypatch: pytest.MonkeyPatch, generator: torch.Generator
+) -> None:
+    block = RepVGGBlock(6, 7, 3).double()
+    x = values(generator, 5, 4)
+    assert normed(block, x.contiguous()) == 0
+    monkeypatch.setenv(compiled.OFF, "0")
+    assert normed(block, x) == 0
+
+
+@needs_kernels
+@pytest.mark.usefixtures("nothing_merges")
+def test_threads_change_no_bit(generator: torch.Generator) -> None:
+    given = [values(generator, 61, 70, channels=19).float() for _ in range(4)]
+    gammas = [torch.rand(19, generator=generator) for _ in range(4)]
+    parameters = [gammas[0], None, gammas[1], gammas[2], None, None, gammas[3], gammas[3]]
+    run = compiled.kernels(torch.float32)
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            y = torch.empty_like(given[0])
+            made = run.norms_forward(given, y, False, True, parameters, [0.1] * 4)
+            back = run.norms_backward(given, given[1], y, *made[:2], parameters, [1] * 12)
+            found.append([y, *made, *back])
+    finally:
+        torch.set_num_threads(before)
+    for one, two in zip(*found, strict=True):
+        assert torch.equal(one, two)
+
+
+@needs_kernels
+@pytest.mark.parametrize("wrong", ["gamma", "size", "layout", "eps", "none", "y", "type", "mean"])
+def test_the_kernels_refuse_what_would_lead_out_of_memory(wrong: str) -> None:
+    u = torch.ones(2, 6, 5, 4).contiguous(memory_format=LAST)
+    y, other, gamma, eps = torch.empty_like(u), u.clone(), torch.ones(6), [0.1, 0.1]
+    other = {"size": u[:1], "layout": u.contiguous(), "type": u.double()}.get(wrong, other)
+    taken = [] if wrong == "none" else [u, other]
+    parameters = [gamma, gamma, gamma[:5] if wrong == "gamma" else gamma, None]
+    eps, y = eps[:1] if wrong == "eps" else eps, y[:1] if wrong == "y" else y
+    call = compiled.kernels(u.dtype).norms_forward
+    if wrong != "mean":
+        with pytest.raises(RuntimeError, match="wanted"):
+            call(taken, y, False, False, parameters, eps)
+    mean, inverse, _ = call([u, u], torch.empty_like(u), False, False, [gamma] * 4, [0.1, 0.1])
+    if wrong == "mean":
+        taken, mean = [u, u], mean[:1]
+    with pytest.raises(RuntimeError, match="wanted"):
+        compiled.kernels(u.dtype).norms_backward(
+            taken if wrong != "eps" else [u], y, None, mean, inverse, parameters, [1] * 6
+        )
