@@ -169,8 +169,8 @@ class BlockOptions(SpecOptions, total=False):
     """Squeeze-and-excite before the activation: squeezed channels / channels; None, the default, for none."""
     training: Training
     """``"auto"``, the default: on the CPU, branches that end in batch norms train as one convolution where that saves work or memory, the
-    same outputs, gradients and running statistics; ``"merged"``: wherever it is exact; ``"branches"``: never. ``Sum.training_plan``
-    says what is done."""
+    same outputs, gradients and running statistics; ``"merged"``: wherever it is exact; ``"branches"``: never. In channels-last the
+    norms of the others are computed in one call. ``Sum.training_plan`` says what is done."""
 
 
 class Block(Deployable, nn.Module):
@@ -217,7 +217,7 @@ class Block(Deployable, nn.Module):
     @no_type_check  # a recording would take the check's reading of sizes for ours
     def forward(self, x: Float[Tensor, "n c_in *size"]) -> Float[Tensor, "n c_out *out"]:
         """Branches, attention, activation."""
-        if self.training and isinstance(self.branches, Sum) and self._ends_in_relu(self.branches):
+        if self.training and type(self.branches) is Sum and self._ends_in_relu(self.branches):
             return self.branches(x, self.activation)
         y = self.branches(x)
         if self.attention is not None:
