@@ -20,6 +20,7 @@ from unbranch.blocks.merged import (
     any_global_hook,
     check_training,
     hook_of,
+    plain,
     plan_training,
     run_sum,
 )
@@ -74,6 +75,10 @@ class Sum(Branches):
             self.add_module(name, branch)
         self.norm = nn.Identity() if norm is None else norm
 
+    def merges(self, x: object) -> bool:
+        """Whether a plan is asked for at all: in training, as it is run and not traced, where the option allows it."""
+        return self.training and self.merging != "branches" and not torch.compiler.is_compiling() and plain(x)
+
     def training_plan(self, x: Float[Tensor, "n c_in *size"]) -> TrainingPlan:
         """Which branches train as one convolution on an input like ``x``, and why the others do not."""
         branches = {name: getattr(self, name) for name in self.names}
@@ -107,7 +112,7 @@ class Sum(Branches):
         self, x: Float[Tensor, "n c_in *size"], relu: nn.Module | None = None
     ) -> Float[Tensor, "n c_out *out"]:
         """Add up the branches, in training those together that can be; then ``relu``, which takes a pass less together with them."""
-        if self.training and self.merging != "branches" and not torch.compiler.is_compiling():
+        if self.merges(x):
             plan = self.training_plan(x)
             if plan.merged or plan.normed:
                 ends = relu is not None and type(self.norm) is nn.Identity
@@ -217,7 +222,7 @@ class Block(Deployable, nn.Module):
     @no_type_check  # a recording would take the check's reading of sizes for ours
     def forward(self, x: Float[Tensor, "n c_in *size"]) -> Float[Tensor, "n c_out *out"]:
         """Branches, attention, activation."""
-        if self.training and type(self.branches) is Sum and self._ends_in_relu(self.branches):
+        if type(self.branches) is Sum and self.branches.merges(x) and self._ends_in_relu(self.branches):
             return self.branches(x, self.activation)
         y = self.branches(x)
         if self.attention is not None:

@@ -6,7 +6,7 @@ input's patches, which all branches share.
 
 from unbranch.blocks.merged.plan import Training, TrainingPlan, check_training, plan_training
 from unbranch.blocks.merged.run import run_sum
-from unbranch.blocks.merged.terms import any_global_hook, hook_of
+from unbranch.blocks.merged.terms import any_global_hook, hook_of, plain
 
 __all__ = [
     "Training",
@@ -14,6 +14,7 @@ __all__ = [
     "any_global_hook",
     "check_training",
     "hook_of",
+    "plain",
     "plan_training",
     "run_sum",
 ]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from unbranch.blocks.merged.precision import full_precision
-from unbranch.blocks.merged.terms import is_batch
+from unbranch.blocks.merged.terms import by_steps
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,22 +54,26 @@ class Road(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """By which road, and the shape and layout of the output."""
+    """By which road, the shape and layout of the output, and what is told the means and variances that the norms saw.
+
+    A checkpoint that computes forward again stops it where the last tensor is kept: what norms remember is done before.
+    """
 
     road: Road
     shape: tuple[int, ...]
     layout: torch.memory_format
+    remember: Callable[[Tensor, Tensor], None]
 
 
 class Merged(torch.autograd.Function):
     """y = w . (p - m) + beta with w and m from the batch (``fold``); of the batch only the input is kept.
 
-    dp = w^T g + dm / M + 2 dS (p - m) / M. Returns y and the mean and the variance (over M) of what each norm would
-    have seen, (terms, C_out).
+    dp = w^T g + dm / M + 2 dS (p - m) / M. ``Call.remember`` is given the mean and the variance (over M) of what each norm would have
+    seen, (terms, C_out).
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, call: Call, *parameters: Tensor | None) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, x: Tensor, call: Call, *parameters: Tensor | None) -> Tensor:
         """Moments, fold, convolution."""
         y = torch.empty(call.shape, dtype=x.dtype, device=x.device, memory_format=call.layout)
         pixels = y.movedim(1, -1)
@@ -79,17 +83,17 @@ class Merged(torch.autograd.Function):
             kept, mean, variance = call.road.forward(x, rows.flatten(0, -2), parameters)
         if not direct:
             pixels.copy_(rows)
-        ctx.mark_non_differentiable(mean, variance)
+        call.remember(mean, variance)
         ctx.save_for_backward(x, kept.mean, kept.spread, kept.inverse, *parameters)
         ctx.call = call
-        return y, mean, variance
+        return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Through one kernel; branch by branch where gradients are to be differentiated themselves, or come many at a time."""
         x, mean, spread, inverse, *parameters = ctx.saved_tensors
         needed = (ctx.needs_input_grad[0], *ctx.needs_input_grad[2:])
-        if torch.is_grad_enabled() or is_batch(grads[0]):
+        if by_steps(grads[0]):
             dx, *found = by_torch(partial(_branched, ctx.call), (x, *parameters), grads[0], needed)
             return dx, None, *found
         g = grads[0].movedim(1, -1).flatten(0, -2)

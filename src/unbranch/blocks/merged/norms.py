@@ -1,6 +1,7 @@
 """The batch norms of several values, added up and rectified in one compiled call each way."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -10,49 +11,60 @@ from torch.nn import functional as F
 
 from unbranch.blocks.merged.compiled import kernels
 from unbranch.blocks.merged.function import by_torch
-from unbranch.blocks.merged.terms import is_batch
+from unbranch.blocks.merged.terms import by_steps
+
+
+@dataclass(frozen=True, eq=False)
+class Added:
+    """An eps for each norm, whether only what is above zero is passed on, and what is told the means and variances that were seen."""
+
+    eps: tuple[float, ...]
+    rectifies: bool
+    remember: Callable[[Tensor, Tensor], None]
 
 
 class AddedNorms(torch.autograd.Function):
-    """y = t + sum_i norm_i(u_i), or max(0, y), by the batch's own statistics and in channels-last.
+    """y = t + sum_i norm_i(u_i), or max(0, y), by the batch's own statistics, of values in channels-last; y is in t's own memory.
 
     Each u is kept for backward, as its norm would keep it: du = a (g - B / M - (u - m) r^2 A / M), with a = gamma r, B = sum g and
-    A = sum g (u - m). Returns y, in t's own memory where there is a t, and the mean and the variance (over M) of each u, (norms, C), in
-    float64.
+    A = sum g (u - m). ``Added.remember`` is given the mean and the variance (over M) of each u, (norms, C), in float64.
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, eps: Sequence[float], rectifies: bool, total: Tensor | None, *given: Tensor | None
-    ) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, how: Added, total: Tensor | None, *given: Tensor | None) -> Tensor:
         """Statistics, then the sum. ``given`` are the values, then gamma and beta of each."""
-        values, parameters = _channels_last(given[: len(eps)]), given[len(eps) :]
+        count = len(how.eps)
+        values, parameters = given[:count], given[count:]
+        assert values[0] is not None
         y = torch.empty_like(values[0]) if total is None else total
-        how = (total is not None, rectifies)
-        mean, inverse, variance = kernels(y.dtype).norms_forward(values, y, *how, parameters, eps)
+        options = (total is not None, how.rectifies)
+        mean, inverse, variance = kernels(y.dtype).norms_forward(values, y, *options, parameters, how.eps)
+        how.remember(mean, variance)
         if total is not None:
             ctx.mark_dirty(total)
-        ctx.mark_non_differentiable(mean, variance)
-        ctx.save_for_backward(y if rectifies else None, mean, inverse, *given)
-        ctx.eps = eps
-        return y, mean, variance
+        # No gradient depends on beta.
+        ctx.save_for_backward(y if how.rectifies else None, mean, inverse, *values, *parameters[::2])
+        ctx.eps = how.eps
+        return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """By one call; norm by norm where gradients are to be differentiated themselves, or come many at a time."""
+        """By one call; norm by norm where more is asked of the gradients than their values."""
         g, count = grads[0], len(ctx.eps)
-        y, mean, inverse, *given = ctx.saved_tensors
-        needed = ctx.needs_input_grad[3:]
-        if torch.is_grad_enabled() or is_batch(g):
+        y, mean, inverse, *kept = ctx.saved_tensors
+        values, gammas = kept[:count], kept[count:]
+        needed = ctx.needs_input_grad[2:]
+        if by_steps(g):
             g = g if y is None else g.masked_fill(y <= 0, 0)
-            found = by_torch(partial(_one_by_one, ctx.eps), given, g, needed)
-            return None, None, g if ctx.needs_input_grad[2] else None, *found
-        if ctx.needs_input_grad[2] and y is not None:
+            betas = [values[0].new_zeros(values[0].shape[1]).requires_grad_()] * count
+            parameters = [p for pair in zip(gammas, betas, strict=True) for p in pair]
+            found = by_torch(partial(_one_by_one, ctx.eps), (*values, *parameters), g, needed)
+            return None, g if ctx.needs_input_grad[1] else None, *found
+        if ctx.needs_input_grad[1] and y is not None:
             g, y = torch.ops.aten.threshold_backward(g, y, 0), None
-        total = g if ctx.needs_input_grad[2] else None
-        values = _channels_last(given[:count])
-        made = iter(kernels(g.dtype).norms_backward(values, g, y, mean, inverse, given[count:], needed))
-        return None, None, total, *(next(made) if need else None for need in needed)
+        total = g if ctx.needs_input_grad[1] else None
+        made = iter(kernels(g.dtype).norms_backward(values, g, y, mean, inverse, gammas, needed))
+        return None, total, *(next(made) if need else None for need in needed)
 
 
 def _one_by_one(eps: Sequence[float], *given: Tensor | None) -> Tensor:
@@ -64,8 +76,3 @@ def _one_by_one(eps: Sequence[float], *given: Tensor | None) -> Tensor:
         if u is not None
     ]
     return torch.stack(normed).sum(0)
-
-
-def _channels_last(values: Sequence[Tensor | None]) -> list[Tensor]:
-    """The values; a copy of those that lie otherwise."""
-    return [v.movedim(1, -1).contiguous().movedim(-1, 1) for v in values if v is not None]

@@ -14,8 +14,15 @@ from torch import Tensor, nn
 from unbranch.blocks.merged import compiled
 from unbranch.blocks.merged.cost import cost
 from unbranch.blocks.merged.fold import Fold
-from unbranch.blocks.merged.terms import Apart, Term, Window, any_global_hook, plain, read_term
-from unbranch.blocks.pointwise import layout_of
+from unbranch.blocks.merged.terms import (
+    Apart,
+    Term,
+    Window,
+    any_global_hook,
+    in_channels_last,
+    plain,
+    read_term,
+)
 
 Training: TypeAlias = Literal["auto", "merged", "branches"]
 Road: TypeAlias = Literal["pointwise", "channelwise", "patches", "depthwise"]
@@ -82,7 +89,7 @@ def plan_training(
     terms = [term for term in terms if term.name not in apart]
     windows = tuple((term.name, term.window) for term in terms)
     shape, device = tuple(x.shape), x.device.type
-    last = layout_of(x) != torch.contiguous_format
+    last = in_channels_last(x)
     asked = Question(windows, bool(apart), shape, last, x.dtype, device, training, compiled.allowed())
     choice = _choose(asked)
     apart |= choice.apart
@@ -158,12 +165,12 @@ class Choice(NamedTuple):
 def _choose(asked: Question) -> Choice:
     """The widest road that is there and pays, and the norms beside it. Asked anew in every step, so what was answered once is kept."""
     choice = _merge(asked)
-    return choice._replace(normed=tuple(choice.apart)) if choice.apart and _has_norms(asked) else choice
+    return choice._replace(normed=tuple(choice.apart)) if _has_norms(asked) else choice
 
 
 def _has_norms(asked: Question) -> bool:
-    """Whether compiled calls take the norms of all terms: in channels-last, values of one size and of more than one pixel."""
-    if asked.device != "cpu" or not asked.channels_last or not asked.compiles:
+    """Whether compiled calls take the norms of all terms: in channels-last, values of one size and of more than one pixel, no others."""
+    if asked.device != "cpu" or not asked.channels_last or not asked.compiles or asked.others:
         return False
     sizes = {(window.outputs, *window.out_size(asked.size)) for _, window in asked.windows}
     pixels = [asked.shape[0] * prod(size[1:]) for size in sizes if min(size) > 0]

@@ -1,15 +1,16 @@
 """What a plan says, done on an input; and what the norms remember of it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from math import prod
 
 from torch import Tensor, nn
 
 from unbranch.blocks.merged.fold import Fold
 from unbranch.blocks.merged.function import Call, Merged, Road
-from unbranch.blocks.merged.norms import AddedNorms
+from unbranch.blocks.merged.norms import Added, AddedNorms
 from unbranch.blocks.merged.plan import TrainingPlan
 from unbranch.blocks.merged.roads import Stepwise, Whole, has_kernels
-from unbranch.blocks.merged.terms import Term
+from unbranch.blocks.merged.terms import Term, in_channels_last
 from unbranch.blocks.merged.windows import Channels, Columns, Rows, Taps
 from unbranch.blocks.pointwise import layout_of, pixels
 from unbranch.ops.batch_norm import track
@@ -20,41 +21,53 @@ def run_sum(plan: TrainingPlan, x: Tensor, branches: Mapping[str, nn.Module], re
 
     Shapes: (N, C_in, *size) -> (N, C_out, *out), in the layout of ``x`` where anything is merged.
     """
-    # Norms that are added last rectify what they store.
-    closing = rectifies and 0 < len(plan.normed) == len(plan.apart)
     total = None if plan.fold is None else _run_merged(plan, plan.fold, x)
     if plan.normed:
-        total = _add_norms(list(plan.normed.values()), x, total, closing)
+        total, rectified = _add_norms(list(plan.normed.values()), x, total, rectifies)
+        return total.relu_() if rectifies and not rectified else total
     assert total is not None, "a plan without anything in one call"
     for name in plan.apart:
-        if name not in plan.normed:
-            total += branches[name](x)  # nothing else reads what was made here
-    return total.relu_() if rectifies and not closing else total
+        own = branches[name](x)
+        alike = (own.dtype, own.shape) == (total.dtype, total.shape)
+        total = total.add_(own) if alike else total + own  # nothing else reads what was merged
+    return total.relu_() if rectifies else total
 
 
 def _run_merged(plan: TrainingPlan, fold: Fold, x: Tensor) -> Tensor:
     data, road = _road(plan, fold, x)
     window = fold.terms[0].window
     out = window.out_size(tuple(x.shape[2:]))
-    shape = (len(x), window.outputs, *out)
-    y, mean, variance = Merged.apply(data, Call(road, shape, layout_of(x)), *fold.parameters())
-    _remember(fold.terms, y, mean, variance)
-    return y
+    call = Call(
+        road, (len(x), window.outputs, *out), layout_of(x), _memory(fold.terms, len(x) * prod(out), x)
+    )
+    return Merged.apply(data, call, *fold.parameters())
 
 
-def _add_norms(terms: Sequence[Term], x: Tensor, total: Tensor | None, rectifies: bool) -> Tensor:
+def _add_norms(
+    terms: Sequence[Term], x: Tensor, total: Tensor | None, rectifies: bool
+) -> tuple[Tensor, bool]:
+    """The sum, and whether it is rectified; by the norms themselves where a convolution did not keep to channels-last."""
     values = [term.value(x) for term in terms]
+    if not all(map(in_channels_last, values)):
+        for term, value in zip(terms, values, strict=True):
+            own = term.norm(value)
+            total = own if total is None else total + own
+        assert total is not None
+        return total, False
     parameters = [p for term in terms for p in (term.norm.weight, term.norm.bias)]
-    y, mean, variance = AddedNorms.apply([t.norm.eps for t in terms], rectifies, total, *values, *parameters)
-    _remember(terms, y, mean, variance)
-    return y
+    eps = tuple(term.norm.eps for term in terms)
+    added = Added(eps, rectifies, _memory(terms, values[0].numel() // values[0].shape[1], x))
+    return AddedNorms.apply(added, total, *values, *parameters), rectifies
 
 
-def _remember(terms: Sequence[Term], y: Tensor, mean: Tensor, variance: Tensor) -> None:
-    """Statistics of one more batch, from those over its M values."""
-    count = y.numel() // y.shape[1]
-    seen = (t.to(y.dtype) for t in (mean, variance.mul_(count / (count - 1))))
-    track([term.norm for term in terms], *seen)
+def _memory(terms: Sequence[Term], count: int, x: Tensor) -> Callable[[Tensor, Tensor], None]:
+    """What takes the means and variances over ``count`` values of one more batch into the norms' statistics."""
+
+    def remember(mean: Tensor, variance: Tensor) -> None:
+        unbiased = variance.mul_(count / (count - 1)).to(x.dtype)
+        track([term.norm for term in terms], mean.to(x.dtype), unbiased)
+
+    return remember
 
 
 def _road(plan: TrainingPlan, fold: Fold, x: Tensor) -> tuple[Tensor, Road]:

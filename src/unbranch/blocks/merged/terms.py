@@ -143,6 +143,10 @@ def _check_parameters(term: Term, x: Tensor) -> None:
         for p in (*term.parameters(), mean, variance)
     ):
         raise Apart(f"its parameters or statistics are not {x.dtype} on {x.device}, as the input is")
+    channels = term.window.outputs
+    given = (*term.parameters()[1:], mean, variance)
+    if any(p is not None and p.numel() != channels for p in given):
+        raise Apart(f"its norm's parameters or statistics are not of {channels} channels")
     if term.norm.eps <= 0 or (mean is None) != (variance is None):
         raise Apart("its norm is none that torch trains")
 
@@ -204,6 +208,12 @@ def plain(x: object) -> bool:
     )
 
 
-def is_batch(g: Tensor) -> bool:
-    """Whether ``g`` stands for many tensors at once, in ``is_grads_batched=True`` or vmap."""
-    return is_legacy_batchedtensor(g) or is_batchedtensor(g)
+def by_steps(g: Tensor) -> bool:
+    """Whether more is asked of a gradient than its value: to be differentiated, as one of many at once, or with a derivative of its own."""
+    many = is_legacy_batchedtensor(g) or is_batchedtensor(g)  # in ``is_grads_batched=True`` and in vmap
+    return many or torch.is_grad_enabled() or forward_ad._current_level >= 0
+
+
+def in_channels_last(x: Tensor) -> bool:
+    """Whether all values lie in channels-last, and not by accident in torch's own layout too."""
+    return not x.is_contiguous() and x.movedim(1, -1).is_contiguous()

@@ -130,16 +130,16 @@ std::vector<Tensor> norms_forward(at::TensorList values, Tensor& y, bool adds, b
 }
 
 std::vector<Tensor> norms_backward(at::TensorList values, const Tensor& g, const std::optional<Tensor>& y, const Tensor& mean,
-                                   const Tensor& inverse, const Parameters& parameters, at::IntArrayRef needed) {
+                                   const Tensor& inverse, const Parameters& gammas, at::IntArrayRef needed) {
   for (const Tensor& value : values) check_type(value);
   const Tensor up = g.movedim(1, -1).contiguous().movedim(-1, 1);
   check_type(up);
-  TORCH_CHECK(!values.empty() && up.sizes() == values[0].sizes() && parameters.size() == 2 * values.size() &&
+  TORCH_CHECK(!values.empty() && up.sizes() == values[0].sizes() && gammas.size() == values.size() &&
                   needed.size() == 3 * values.size(), "a norm for each value, and a gradient of the same size, are wanted");
   for (const Tensor& seen : {mean, inverse})
     expect(seen, static_cast<int64_t>(values.size()) * up.size(1), "statistics");
   if (y.has_value()) TORCH_CHECK(is_rows(*y) && y->sizes() == up.sizes() && y->scalar_type() == kScalar, "what the sum was is wanted");
-  return norms_backward_of<Scalar>(values, up, y, mean, inverse, parameters, needed);
+  return norms_backward_of<Scalar>(values, up, y, mean, inverse, gammas, needed);
 }
 
 }  // namespace
@@ -159,7 +159,7 @@ UNBRANCH_LIBRARY(UNBRANCH_NAME, library) {
   library.def(("rows_backward(" + remembered + terms + wanted).c_str());
   library.def(("pictures_forward(Tensor x, Tensor(a!) y, " + window + terms + "float[] eps) -> Tensor[]").c_str());
   library.def("norms_forward(Tensor[] values, Tensor(a!) y, bool adds, bool rectifies, Tensor?[] parameters, float[] eps) -> Tensor[]");
-  library.def("norms_backward(Tensor[] values, Tensor g, Tensor? y, Tensor mean, Tensor inverse, Tensor?[] parameters, int[] needed) -> Tensor[]");
+  library.def("norms_backward(Tensor[] values, Tensor g, Tensor? y, Tensor mean, Tensor inverse, Tensor?[] gammas, int[] needed) -> Tensor[]");
   library.def(("pictures_backward(" + remembered + window + terms + wanted).c_str());
 }
 

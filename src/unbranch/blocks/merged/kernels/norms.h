@@ -19,8 +19,8 @@
 
 namespace {
 
-// Rows that a shift is the mean of, and rows that are summed before a sum is written: memory is read in the order in which it lies.
-constexpr int64_t kShift = 16, kTogether = 4;
+// Rows that a shift is the median of, and rows that are summed before a sum is written: memory is read in the order in which it lies.
+constexpr int64_t kShift = 5, kTogether = 4;
 // Memory is asked for so many bytes before it is read or written.
 constexpr int64_t kEarly = 4096;
 
@@ -132,14 +132,24 @@ struct Norm {
   double rest(int64_t c) const { return mean[c] - shift[c]; }
 };
 
+// The median of some values of a channel, so that those that stick out are not what the others are counted from.
+template <typename T>
+T middle(const T* channel, const Matrix& size) {
+  T some[kShift];
+  for (int64_t i = 0; i < kShift; ++i) {
+    T value = channel[((2 * i + 1) * size.rows / (2 * kShift) + i) % size.rows * size.columns];
+    int64_t at = i;
+    for (; at > 0 && some[at - 1] > value; --at) some[at] = some[at - 1];
+    some[at] = value;
+  }
+  return std::isfinite(some[kShift / 2]) ? some[kShift / 2] : T(0);
+}
+
 // Mean, variance over M, and r.
 template <typename T>
 void look(Norm<T>& norm, const Matrix& size, double eps, double* variance) {
-  const int64_t count = std::min(kShift, size.rows), columns = size.columns;
-  std::vector<double> first(columns);
-  for (int64_t i = 0; i < count; ++i)
-    for (int64_t c = 0; c < columns; ++c) first[c] += static_cast<double>(norm.u[i * size.rows / count * columns + c]) / count;
-  std::copy(first.begin(), first.end(), norm.shift.begin());
+  const int64_t columns = size.columns;
+  for (int64_t c = 0; c < columns; ++c) norm.shift[c] = middle(norm.u + c, size);
   Numbers<T, 1> shift(columns);
   for (int64_t c = 0; c < columns; ++c) shift.set(c, 0, norm.shift[c]);
   const auto sums = column_sums<T, 2>(size, [&](int64_t at, int64_t v, int64_t lanes, auto& sums) {
@@ -155,9 +165,9 @@ void look(Norm<T>& norm, const Matrix& size, double eps, double* variance) {
   }
 }
 
-// Norm i of a sum: value i and parameters 2 i and 2 i + 1; its own rows of (norms, C) in `seen` and `inverse`.
+// Norm i of a sum: value i, its parameters, `each` for a norm, gamma first; its own rows of (norms, C) in `seen` and `inverse`.
 template <typename T>
-std::vector<Norm<T>> norms_of(at::TensorList values, const Parameters& parameters, Tensor& seen, Tensor& inverse) {
+std::vector<Norm<T>> norms_of(at::TensorList values, const Parameters& parameters, int each, Tensor& seen, Tensor& inverse) {
   const int64_t columns = values[0].size(1);
   std::vector<Norm<T>> made;
   for (size_t i = 0; i < values.size(); ++i) {
@@ -166,7 +176,8 @@ std::vector<Norm<T>> norms_of(at::TensorList values, const Parameters& parameter
                 u.sizes());
     std::array<Tensor, 2> held;
     const auto parameter = [&](int which) -> const T* {
-      const std::optional<Tensor> one = parameters.get(2 * i + which);
+      if (which >= each) return nullptr;
+      const std::optional<Tensor> one = parameters.get(each * i + which);
       if (!one.has_value()) return nullptr;
       TORCH_CHECK(one->numel() == columns && one->scalar_type() == u.scalar_type(), "norm ", i, ": ", columns, " values of ", u.scalar_type(),
                   " are wanted as parameters");
@@ -215,7 +226,7 @@ std::vector<Tensor> norms_forward_of(at::TensorList values, Tensor& y, bool adds
   const Matrix size = rows_of(y);
   const int64_t count = static_cast<int64_t>(values.size());
   Tensor seen = at::empty({count, size.columns}, at::kDouble), inverse = at::empty_like(seen), variance = at::empty_like(seen);
-  std::vector<Norm<T>> norms = norms_of<T>(values, parameters, seen, inverse);
+  std::vector<Norm<T>> norms = norms_of<T>(values, parameters, 2, seen, inverse);
   for (int64_t i = 0; i < count; ++i) look(norms[i], size, eps[i], variance.mutable_data_ptr<double>() + i * size.columns);
   by_three(count, [&]<int N>(int64_t first) {
     add_up<T, N>(norms, first, size, adds || first, rectifies && first + N == count, y.mutable_data_ptr<T>());
@@ -270,10 +281,10 @@ void input_grads(const std::vector<Norm<T>>& norms, int64_t first, const Matrix&
 // The gradients that are needed, of the values and then of gamma and beta in turn.
 template <typename T>
 std::vector<Tensor> norms_backward_of(at::TensorList values, const Tensor& g, const std::optional<Tensor>& y, Tensor seen, Tensor inverse,
-                                      const Parameters& parameters, at::IntArrayRef needed) {
+                                      const Parameters& gammas, at::IntArrayRef needed) {
   const Matrix size = rows_of(g);
   const int64_t count = static_cast<int64_t>(values.size()), columns = size.columns;
-  std::vector<Norm<T>> norms = norms_of<T>(values, parameters, seen, inverse);
+  std::vector<Norm<T>> norms = norms_of<T>(values, gammas, 1, seen, inverse);
   for (Norm<T>& norm : norms) std::copy_n(norm.mean, columns, norm.shift.begin());
   const Upstream<T> up{g.const_data_ptr<T>(), y.has_value() ? y->const_data_ptr<T>() : nullptr};
   std::vector<Tensor> made, rest;
