@@ -8,10 +8,20 @@ from types import MethodType
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
-from torch.utils.checkpoint import checkpoint
 
-from tests.blocks.test_merged import apart_by, branched, drawn, errors, needs_kernels, results, sum_of
+from tests.blocks.beside import (
+    alike,
+    apart_by,
+    as_near,
+    branched,
+    checkpointed,
+    drawn,
+    needs_kernels,
+    results,
+    seconds,
+    sum_of,
+    tangent,
+)
 from tests.support import fold_error, randomize
 from unbranch.blocks import ACBlock, MobileOneBlock, RepVGGBlock, Sum
 from unbranch.blocks.merged import compiled, plan
@@ -27,6 +37,7 @@ CASES: dict[str, tuple[Make, int]] = {
     "seven": (lambda s: RepVGGBlock(6, 17, 3, s, num_branches=6), 7),
     "SiLU": (lambda s: RepVGGBlock(6, 7, 3, s, activation="silu"), 2),
     "depthwise": (lambda s: MobileOneBlock(6, 6, 3, s, groups=6, num_branches=2, shortcut="conv"), 4),
+    "grouped": (lambda s: RepVGGBlock(6, 8, 3, s, groups=2), 2),
     "without affine": (
         lambda s: RepVGGBlock(6, 7, 3, s, norm=partial(nn.BatchNorm2d, affine=False, momentum=None)),
         2,
@@ -152,14 +163,9 @@ def test_checkpoints_see_the_statistics_that_branches_show_them(
     case: str, generator: torch.Generator
 ) -> None:
     block = drawn(CASES[case][0], 1, generator)
+    x = values(generator, 5, 4)
     for reentrant in (True, False):
-        found = []
-        for model in (copy.deepcopy(block), branched(block)):
-            x = values(generator, 5, 4).requires_grad_()
-            checkpoint(model, x.detach().fill_(1).requires_grad_(), use_reentrant=reentrant).sum().backward()
-            found.append(dict(model.named_buffers()))
-        for name, value in found[0].items():
-            assert torch.equal(value, found[1][name]) or fold_error(value, found[1][name]) <= 1e-9, name
+        alike(block, partial(checkpointed, x=x, reentrant=reentrant))
 
 
 @needs_kernels
@@ -198,14 +204,7 @@ def test_sums_with_other_branches_are_left_as_they_are(generator: torch.Generato
 def test_derivatives_of_gradients_forward(generator: torch.Generator) -> None:
     block = drawn(CASES["two"][0], 1, generator)
     x, along = values(generator, 5, 4), values(generator, 5, 4)
-    found = []
-    for model in (block, branched(block)):
-        inside = x.clone().requires_grad_()
-        y = model(inside)
-        with forward_ad.dual_level():
-            (made,) = torch.autograd.grad(y, inside, forward_ad.make_dual(torch.ones_like(y), along))
-            found.append(forward_ad.unpack_dual(made).tangent)
-    assert fold_error(found[0], found[1]) <= 1e-9
+    alike(block, partial(tangent, x=x, along=along))
 
 
 @needs_kernels
@@ -242,13 +241,7 @@ def test_float32_is_as_near_to_float64_as_torchs_norms_are(
 ) -> None:
     exact = randomize(CASES[case][0](1).double(), generator).float().double()
     x = (values(generator, 40, 41) + offset).float().double()
-    expected = results(branched(exact), x, 1)
-    ours = errors(results(copy.deepcopy(exact).float(), x.float(), 1), expected)
-    theirs = errors(results(branched(exact).float(), x.float(), 1), expected)
-    ulp = torch.finfo(torch.float32).eps
-    assert max(ours.values()) <= max(theirs.values()) + 32 * ulp
-    for name, error in ours.items():
-        assert error <= theirs[name] + 64 * ulp, name
+    as_near(exact, x, 32)
 
 
 @needs_kernels
@@ -257,19 +250,14 @@ def test_float32_is_as_near_to_float64_as_torchs_norms_are(
 def test_gradients_of_gradients_and_many_at_once(case: str, generator: torch.Generator) -> None:
     block = drawn(CASES[case][0], 1, generator)
     x = values(generator, 5, 4)
-    found = []
-    for model in (block, branched(block)):
-        given = [x.clone().requires_grad_(), *model.parameters()]
-        y = model(given[0])
-        firsts = torch.autograd.grad((y + 1).pow(3).sum(), given, create_graph=True)
-        seconds = torch.autograd.grad(sum(first.square().sum() for first in firsts), given, retain_graph=True)
-        many = torch.stack([y.detach().exp(), y.detach().cos()])
-        together = torch.autograd.grad(y, given, many, is_grads_batched=True, retain_graph=True)
-        again = torch.autograd.grad(y, given, y.detach().exp(), retain_graph=True)
-        assert all(fold_error(each[0], one) <= 1e-9 for each, one in zip(together, again, strict=True))
-        found.append([*firsts, *seconds, *together])
-    for ours, theirs in zip(*found, strict=True):
-        assert fold_error(ours, theirs) <= 1e-8
+    alike(block, partial(seconds, x=x), 1e-8)
+    given = [x.requires_grad_(), *block.parameters()]
+    y = block(x)
+    many = torch.stack([y.detach().exp(), y.detach().cos()])
+    together = torch.autograd.grad(y, given, many, is_grads_batched=True, retain_graph=True)
+    for number, g in enumerate(many):
+        alone = torch.autograd.grad(y, given, g, retain_graph=True)
+        assert all(fold_error(a[number], b) <= 1e-9 for a, b in zip(together, alone, strict=True))
 
 
 @needs_kernels
@@ -277,15 +265,7 @@ def test_gradients_of_gradients_and_many_at_once(case: str, generator: torch.Gen
 @pytest.mark.parametrize("case", BESIDE)
 def test_gradients_of_gradients_beside_what_is_merged(case: str, generator: torch.Generator) -> None:
     block = drawn(BESIDE[case], 1, generator)
-    x = values(generator, 5, 4)
-    found = []
-    for model in (block, branched(block)):
-        given = [x.clone().requires_grad_(), *model.parameters()]
-        firsts = torch.autograd.grad((model(given[0]) + 1).pow(3).sum(), given, create_graph=True)
-        loss = sum(first.square().sum() for first in firsts)
-        found.append([*firsts, *torch.autograd.grad(loss, given)])
-    for ours, theirs in zip(*found, strict=True):
-        assert fold_error(ours, theirs) <= 1e-8
+    alike(block, partial(seconds, x=values(generator, 5, 4)), 1e-8)
 
 
 @needs_kernels

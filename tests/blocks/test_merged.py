@@ -10,10 +10,21 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from tests.blocks.beside import (
+    LAYOUTS,
+    alike,
+    apart_by,
+    as_near,
+    branched,
+    drawn,
+    needs_kernels,
+    seconds,
+    sum_of,
+)
 from tests.support import fold_error, norms, randomize
-from unbranch.blocks import ACBlock, MobileOneBlock, QARepVGGBlock, RepMixer, RepVGGBlock, RepVGGDW, Sum
+from unbranch.blocks import ACBlock, MobileOneBlock, QARepVGGBlock, RepMixer, RepVGGBlock, RepVGGDW
 from unbranch.blocks.merged import check_training, compiled
 
 RepVGG = partial(RepVGGBlock, training="merged")
@@ -48,64 +59,10 @@ CASES: dict[str, tuple[Callable[..., nn.Module], str]] = {
         "pointwise",
     ),
 }
-LAYOUTS = {"default": torch.contiguous_format, "last": torch.channels_last}
-needs_kernels = pytest.mark.skipif(
-    compiled.unavailable() is not None, reason=f"no compiled kernels: {compiled.unavailable()}"
-)
-
-
-def branched(block: nn.Module) -> nn.Module:
-    twin = copy.deepcopy(block)
-    for module in twin.modules():
-        if isinstance(module, Sum):
-            module.merging = "branches"
-    return twin
-
-
-def drawn(make: Callable[..., nn.Module], stride: int, generator: torch.Generator) -> nn.Module:
-    """Random parameters and statistics, in float64, and another eps in each norm."""
-    block = randomize(make(stride).double(), generator)
-    for number, norm in enumerate(norms(block), 1):
-        norm.eps = 0.03 * number
-    return block
 
 
 def channels_of(case: str) -> int:
     return {"depthwise, dilated": 5, "depthwise, SE": 19, "even, dilated": 4}.get(case, 6)
-
-
-def sum_of(block: nn.Module) -> Sum:
-    return next(module for module in block.modules() if isinstance(module, Sum))
-
-
-def results(block: nn.Module, x: Tensor, steps: int = 2) -> dict[str, Tensor]:
-    """Output, every gradient and every buffer after some steps, in float64."""
-    found: dict[str, Tensor] = {}
-    for _ in range(steps):
-        block.zero_grad()
-        given = x.clone().requires_grad_()
-        y = block(given)
-        y.backward(torch.linspace(-1, 1, y.numel(), dtype=torch.float64).sin().view(y.shape).to(y.dtype))
-        assert given.grad is not None
-        found = {"output": y, "input": given.grad}
-    found |= {f"d {name}": p.grad for name, p in block.named_parameters() if p.grad is not None}
-    found |= dict(block.named_buffers())
-    return {name: value.detach().double() for name, value in found.items()}
-
-
-def worst(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
-    """The largest error, NaN where there is one: Python's own ``max`` would pass over it."""
-    assert found.keys() == expected.keys()
-    return torch.tensor([fold_error(found[name], value) for name, value in expected.items()]).max().item()
-
-
-def errors(found: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, float]:
-    return {name: fold_error(found[name], value) for name, value in expected.items()}
-
-
-def apart_by(block: nn.Module, x: Tensor) -> float:
-    """The largest error of anything that the block makes of x, against its branches."""
-    return worst(results(copy.deepcopy(block), x), results(branched(block), x))
 
 
 @needs_kernels
@@ -168,13 +125,7 @@ def test_float32_is_as_near_to_float64_as_the_branches_are(
     """The worst of all tensors is no further off, but for 16 units in the last place: sums of 2,048 products in another order."""
     exact = randomize(CASES[case][0](1).double(), generator).float().double()
     x = (torch.randn(8, 6, 16, 16, dtype=torch.float64, generator=generator) + offset).float().double()
-    expected = results(branched(exact), x, 1)
-    merged = errors(results(copy.deepcopy(exact).float(), x.float(), 1), expected)
-    own = errors(results(branched(exact).float(), x.float(), 1), expected)
-    ulp = torch.finfo(torch.float32).eps
-    assert max(merged.values()) <= max(own.values()) + 16 * ulp
-    for name, error in merged.items():
-        assert error <= own[name] + 64 * ulp, name
+    as_near(exact, x, 16)
 
 
 @needs_kernels
@@ -211,27 +162,14 @@ def test_gradients_of_gradients_are_the_branches_own(
 ) -> None:
     block = drawn(CASES[case][0], stride, generator)
     x = torch.randn(3, channels_of(case), 7, 6, dtype=torch.float64, generator=generator)
-    found = []
-    for model in (block, branched(block)):
-        given = [x.clone().requires_grad_(), *(p for p in model.parameters() if p.requires_grad)]
-        firsts = torch.autograd.grad(model(given[0]).pow(3).sum(), given, create_graph=True)
-        loss = sum(first.square().sum() for first in firsts)
-        found.append([*firsts, *torch.autograd.grad(loss, given)])
-    for ours, theirs in zip(*found, strict=True):
-        assert fold_error(ours, theirs) <= 1e-8
+    alike(block, partial(seconds, x=x), 1e-8)
 
 
 def test_gradients_of_gradients_of_a_block_that_runs_twice(generator: torch.Generator) -> None:
     """The second input is made of the first call's parameters, which are the second call's own."""
     block = drawn(CASES["pointwise, grouped"][0], 1, generator)
     x = torch.randn(2, 6, 5, 4, dtype=torch.float64, generator=generator)
-    found = []
-    for model in (block, branched(block)):
-        given = list(model.parameters())
-        firsts = torch.autograd.grad(model(model(x)).pow(3).sum(), given, create_graph=True)
-        found.append([*firsts, *torch.autograd.grad(sum(first.square().sum() for first in firsts), given)])
-    for ours, theirs in zip(*found, strict=True):
-        assert fold_error(ours, theirs) <= 1e-8
+    alike(block, lambda model: seconds(nn.Sequential(model, model), x), 1e-8)
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")  # torch's unfold, taken many at a time

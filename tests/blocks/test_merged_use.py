@@ -9,9 +9,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
-from torch.utils.checkpoint import checkpoint
 
-from tests.blocks.test_merged import MobileOne, RepVGG, apart_by, branched, needs_kernels, results, sum_of
+from tests.blocks.beside import (
+    alike,
+    apart_by,
+    branched,
+    checkpointed,
+    needs_kernels,
+    results,
+    sum_of,
+    tangent,
+)
+from tests.blocks.test_merged import MobileOne, RepVGG
 from tests.support import fold_error, randomize
 from unbranch.blocks import MobileOneBlock, RepConvN, Sum
 from unbranch.blocks.merged import compiled
@@ -253,14 +262,7 @@ def test_forward_mode_derivatives_are_the_branches_own(generator: torch.Generato
 def test_derivatives_of_gradients_forward(make: Callable[..., nn.Module], generator: torch.Generator) -> None:
     block = randomize(make().double(), generator)
     x, along = torch.randn(2, 2, 6, 5, 4, dtype=torch.float64, generator=generator)
-    found = []
-    for model in (block, branched(block)):
-        inside = x.clone().requires_grad_()
-        y = model(inside)
-        with forward_ad.dual_level():
-            (made,) = torch.autograd.grad(y, inside, forward_ad.make_dual(torch.ones_like(y), along))
-            found.append(forward_ad.unpack_dual(made).tangent)
-    assert fold_error(found[0], found[1]) <= 1e-9
+    alike(block, partial(tangent, x=x, along=along))
 
 
 @pytest.mark.parametrize("activation", [None, "relu"])
@@ -268,15 +270,9 @@ def test_derivatives_of_gradients_forward(make: Callable[..., nn.Module], genera
 def test_checkpoints_see_the_statistics_that_branches_show_them(
     reentrant: bool, activation: str | None, generator: torch.Generator
 ) -> None:
-    """Forward runs twice, up to the last tensor that it keeps."""
     block = randomize(MobileOne(6, 6, 1, num_branches=2, activation=activation).double(), generator)
     x = torch.randn(2, 6, 5, 4, dtype=torch.float64, generator=generator)
-    found = []
-    for model in (copy.deepcopy(block), branched(block)):
-        checkpoint(model, x.clone().requires_grad_(), use_reentrant=reentrant).sum().backward()
-        found.append(dict(model.named_buffers()))
-    for name, value in found[0].items():
-        assert fold_error(value.double(), found[1][name].double()) <= 1e-9, name
+    alike(block, partial(checkpointed, x=x, reentrant=reentrant))
 
 
 @pytest.fixture
