@@ -374,6 +374,15 @@ def test_one_value_for_a_channel_is_refused_as_a_norm_refuses_it() -> None:
 
 @needs_kernels
 @pytest.mark.usefixtures("nothing_merges")
+def test_a_gamma_of_another_size_is_refused_as_a_norm_refuses_it(generator: torch.Generator) -> None:
+    block = drawn(CASES["two"][0], 1, generator)
+    block.get_submodule("branches.dense0.norm").weight = nn.Parameter(torch.ones(5, dtype=torch.float64))
+    with pytest.raises(RuntimeError, match="weight should contain 6 elements not 5"):
+        block(values(generator, 5, 4))
+
+
+@needs_kernels
+@pytest.mark.usefixtures("nothing_merges")
 def test_attention_stands_between_sum_and_activation(generator: torch.Generator) -> None:
     block = drawn(CASES["five, SE"][0], 1, generator)
     x = values(generator, 5, 4)
