@@ -233,6 +233,17 @@ def test_one_pixel_that_sticks_out_costs_no_digits(value: float, generator: torc
 
 
 @needs_kernels
+def test_one_infinity_among_few_values_is_their_mean(generator: torch.Generator) -> None:
+    """Whichever of them the others are counted from."""
+    run = compiled.kernels(torch.float32)
+    for at in range(5):
+        u = torch.randn(1, 6, 5, 1, generator=generator).contiguous(memory_format=LAST)
+        u[:, :, at] = float("inf")
+        mean, _, _ = run.norms_forward([u], torch.empty_like(u), False, False, [None, None], [1e-5])
+        assert (mean == float("inf")).all()
+
+
+@needs_kernels
 @pytest.mark.usefixtures("nothing_merges")
 @pytest.mark.parametrize("offset", [0.0, 30.0])
 @pytest.mark.parametrize("case", ["one", "two", "three", "seven"])
