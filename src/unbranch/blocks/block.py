@@ -81,8 +81,7 @@ class Sum(Branches):
 
     def training_plan(self, x: Float[Tensor, "n c_in *size"]) -> TrainingPlan:
         """Which branches train as one convolution on an input like ``x``, and why the others do not."""
-        branches = {name: getattr(self, name) for name in self.names}
-        return plan_training(branches, x, self.merging, self.training)
+        return plan_training(self, self.names, x, self.merging, self.training)
 
     @torch.no_grad()
     def take_up(self, kernel: Tensor, shift: Tensor) -> tuple[nn.Parameter, ...]:

@@ -1,8 +1,8 @@
 """Batch norm in evaluation: ``y = gamma * (x - mean) / sqrt(var + eps) + beta``, a scale and a shift per channel."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -152,26 +152,58 @@ def statistics(norm: nn.modules.batchnorm._BatchNorm) -> tuple[Tensor | None, Te
     return norm.running_mean, norm.running_var
 
 
-@torch.no_grad()
-def track(norms: Sequence[nn.modules.batchnorm._BatchNorm], means: Tensor, variances: Tensor) -> None:
-    """One more batch seen: ``running += momentum * (seen - running)``, momentum 1 / batches where it is None; nothing without statistics.
+Update: TypeAlias = Callable[
+    [list[Tensor], list[Tensor], Tensor, Tensor, list[int], list[float], float], None
+]
+"""Of running means and variances in turn, counters, what was seen, its rows, momenta, and M / (M - 1)."""
 
-    ``means`` and ``variances`` (over M - 1), (norms, C), are the batch's own. No norm comes twice.
+
+class Running:
+    """What norms remember of their batches: ``running += momentum * (seen - running)``, momentum 1 / batches where it is None.
+
+    Norms without statistics remember nothing. No norm comes twice.
     """
-    running: list[Tensor] = []
-    seen: list[Tensor] = []
-    momenta: list[float] = []
-    learning = [norm for norm in norms if norm.track_running_stats]
-    if counters := [n.num_batches_tracked for n in learning if n.num_batches_tracked is not None]:
+
+    def __init__(self, norms: Sequence[nn.modules.batchnorm._BatchNorm]) -> None:
+        learning = [(row, norm) for row, norm in enumerate(norms) if norm.track_running_stats]
+        self._counters = [n.num_batches_tracked for _, n in learning if n.num_batches_tracked is not None]
+        self._rows: list[int] = []
+        self._tensors: list[Tensor] = []
+        self._norms: list[nn.modules.batchnorm._BatchNorm] = []
+        for row, norm in learning:
+            mean, variance = statistics(norm)
+            if mean is not None and variance is not None:
+                self._rows.append(row)
+                self._tensors += mean, variance
+                self._norms.append(norm)
+
+    @torch.no_grad()
+    def track(self, mean: Tensor, variance: Tensor, count: int, update: Update | None = None) -> None:
+        """One more batch of ``count`` values, with this mean and variance over all of them, (norms, C) each; by ``update``, if any."""
+        momenta = [_momentum(norm) for norm in self._norms]
+        given = self._tensors, self._counters, mean, variance, self._rows, momenta, count / (count - 1)
+        (update or _update)(*given)
+
+
+def _momentum(norm: nn.modules.batchnorm._BatchNorm) -> float:
+    """For the next batch."""
+    if norm.momentum is None and norm.num_batches_tracked is not None:
+        return 1 / (1 + float(norm.num_batches_tracked))
+    return norm.momentum or 0.0
+
+
+def _update(
+    running: list[Tensor],
+    counters: list[Tensor],
+    mean: Tensor,
+    variance: Tensor,
+    rows: list[int],
+    momenta: list[float],
+    unbiased: float,
+) -> None:
+    if counters:
         torch.ops.aten._foreach_add_.Scalar(counters, 1)
-    for norm, mean, variance in zip(norms, means.unbind(), variances.unbind(), strict=True):
-        if not norm.track_running_stats or norm.running_mean is None or norm.running_var is None:
-            continue
-        momentum = norm.momentum
-        if momentum is None and norm.num_batches_tracked is not None:
-            momentum = 1 / float(norm.num_batches_tracked)
-        running += norm.running_mean, norm.running_var
-        seen += mean.to(norm.running_mean.dtype), variance.to(norm.running_var.dtype)
-        momenta += [momentum or 0.0] * 2
     if running:
-        torch.ops.aten._foreach_lerp_.ScalarList(running, seen, momenta)
+        pairs = torch.stack([mean, variance * unbiased], 1)[rows].flatten(0, 1).to(running[0].dtype)
+        weights = [momentum for momentum in momenta for _ in range(2)]
+        torch.ops.aten._foreach_lerp_.ScalarList(running, list(pairs.unbind()), weights)

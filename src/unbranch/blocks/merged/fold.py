@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from unbranch.blocks.merged.function import Remembered
 from unbranch.blocks.merged.terms import Term
+from unbranch.ops.batch_norm import Running
 
 WORTH_HALVING = 64
 """Columns from which two products of half the width are quicker than one."""
@@ -63,9 +64,15 @@ class Fold:
         """Of each term's norm."""
         return [term.norm.eps for term in self.terms]
 
+    @cached_property
     def parameters(self) -> list[Tensor | None]:
         """Kernel, gamma and beta of each term in turn, None for what it has not."""
-        return [p for term in self.terms for p in term.parameters()]
+        return [p for term in self.terms for p in term.parameters]
+
+    @cached_property
+    def running(self) -> Running:
+        """Statistics of the norms."""
+        return Running([term.norm for term in self.terms])
 
     def rows(self, parameters: Sequence[Tensor | None], like: Tensor) -> Tensor:
         """The kernels on the window, of all terms that are not bare."""

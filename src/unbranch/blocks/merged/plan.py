@@ -1,12 +1,13 @@
 """Which branches of a sum train as one convolution, by which road, and why the others do not."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import chain
 from math import prod
 from typing import Literal, NamedTuple, TypeAlias, get_args
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,8 @@ from unbranch.blocks.merged.terms import (
     plain,
     read_term,
 )
+from unbranch.blocks.merged.watch import Watched
+from unbranch.ops.batch_norm import Running
 
 Training: TypeAlias = Literal["auto", "merged", "branches"]
 Road: TypeAlias = Literal["pointwise", "channelwise", "patches", "depthwise"]
@@ -37,6 +40,8 @@ DTYPES = (torch.float32, torch.float64)
 COMPILED_TAPS = 3
 FEW = 16
 """Values in a patch for each output from which a covariance loses more digits than branches do."""
+SHAPES = 64
+"""Of inputs, for which a sum remembers its plans."""
 LONELY = "no other branch is like it"
 
 Windows: TypeAlias = tuple[tuple[str, Window], ...]
@@ -57,6 +62,11 @@ class TrainingPlan:
     fold: Fold | None = None
     normed: Mapping[str, Term] = field(default_factory=dict)
 
+    @cached_property
+    def running(self) -> Running:
+        """Statistics of ``normed``'s norms."""
+        return Running([term.norm for term in self.normed.values()])
+
     def __str__(self) -> str:
         lines = [f"{name}: by itself: {why}" for name, why in self.apart.items()]
         if self.road is not None:
@@ -72,13 +82,54 @@ def check_training(training: str) -> None:
         raise ValueError(f"training={training!r} is none of {', '.join(get_args(Training))}")
 
 
+@dataclass(frozen=True, eq=False)
+class _Remembered:
+    """Plans for as long as the modules are what they were, by what else they depend on."""
+
+    watched: Watched
+    plans: dict[Hashable, TrainingPlan] = field(default_factory=dict)
+
+
+_REMEMBERED: WeakKeyDictionary[nn.Module, _Remembered] = WeakKeyDictionary()
+
+
 def plan_training(
-    branches: Mapping[str, nn.Module], x: Tensor, training: Training, learning: bool
+    owner: nn.Module, names: Sequence[str], x: Tensor, training: Training, learning: bool
 ) -> TrainingPlan:
-    """The plan for an input like ``x``; ``learning`` is the sum's own mode."""
+    """The plan of ``owner``, the sum of its children of these names, for an input like ``x``; ``learning`` is its own mode.
+
+    Asked in every step, so it is remembered where all branches are terms, which are cheap to watch.
+    """
     why = _unmergeable(x, training, learning)
     if why is not None:
-        return TrainingPlan((), None, dict.fromkeys(branches, why))
+        return TrainingPlan((), None, dict.fromkeys(names, why))
+    last = in_channels_last(x)
+    asked = (x.shape, x.dtype, x.device, last, names, training, compiled.allowed())
+    known = _REMEMBERED.get(owner)
+    if known is not None and not known.watched.unchanged():
+        known = None
+    if known is not None and asked in known.plans:
+        return known.plans[asked]
+    branches = {name: owner.get_submodule(name) for name in names}
+    terms, apart = _read(branches, x)
+    plan = _plan(branches, terms, apart, x, training)
+    if not apart:
+        _remember(owner, known, terms, asked, plan)
+    return plan
+
+
+def _remember(
+    owner: nn.Module, known: _Remembered | None, terms: Sequence[Term], asked: Hashable, plan: TrainingPlan
+) -> None:
+    if known is None or len(known.plans) >= SHAPES:
+        modules = [module for term in terms for module in term.modules]
+        known = _Remembered(Watched(owner._modules, modules))
+        _REMEMBERED[owner] = known
+    known.plans[asked] = plan
+
+
+def _read(branches: Mapping[str, nn.Module], x: Tensor) -> tuple[list[Term], dict[str, str]]:
+    """The branches that are terms; why each other one is not."""
     terms, apart = [], {}
     for name, branch in branches.items():
         try:
@@ -86,16 +137,24 @@ def plan_training(
         except Apart as reason:
             apart[name] = str(reason)
     apart |= _sharing(branches, terms, apart)
-    terms = [term for term in terms if term.name not in apart]
+    return [term for term in terms if term.name not in apart], apart
+
+
+def _plan(
+    branches: Mapping[str, nn.Module],
+    terms: Sequence[Term],
+    apart: Mapping[str, str],
+    x: Tensor,
+    training: Training,
+) -> TrainingPlan:
     windows = tuple((term.name, term.window) for term in terms)
-    shape, device = tuple(x.shape), x.device.type
-    last = in_channels_last(x)
+    shape, device, last = tuple(x.shape), x.device.type, in_channels_last(x)
     asked = Question(windows, bool(apart), shape, last, x.dtype, device, training, compiled.allowed())
     choice = _choose(asked)
-    apart |= choice.apart
+    why = {**apart, **choice.apart}
     fold = _fold([term for term in terms if term.name in choice.merged], x.shape[1]) if choice.road else None
     # They run in the order of the sum: statistics of norms that they share, and random numbers, depend on it.
-    rest = {name: apart[name] for name in branches if name in apart}
+    rest = {name: why[name] for name in branches if name in why}
     normed = {term.name: term for term in terms if term.name in choice.normed}
     return TrainingPlan(choice.merged, choice.road, rest, fold, normed)
 
@@ -163,7 +222,7 @@ class Choice(NamedTuple):
 
 @lru_cache(maxsize=4096)
 def _choose(asked: Question) -> Choice:
-    """The widest road that is there and pays, and the norms beside it. Asked anew in every step, so what was answered once is kept."""
+    """The widest road that is there and pays, and the norms beside it. Sums of one shape ask the same, so the answer is kept."""
     choice = _merge(asked)
     return choice._replace(normed=tuple(choice.apart)) if _has_norms(asked) else choice
 

@@ -1,19 +1,21 @@
 """What a plan says, done on an input; and what the norms remember of it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from functools import partial
 from math import prod
 
 from torch import Tensor, nn
 
+from unbranch.blocks.merged.compiled import kernels
 from unbranch.blocks.merged.fold import Fold
 from unbranch.blocks.merged.function import Call, Merged, Road
 from unbranch.blocks.merged.norms import Added, AddedNorms
 from unbranch.blocks.merged.plan import TrainingPlan
 from unbranch.blocks.merged.roads import Stepwise, Whole, has_kernels
-from unbranch.blocks.merged.terms import Term, in_channels_last
+from unbranch.blocks.merged.terms import in_channels_last
 from unbranch.blocks.merged.windows import Channels, Columns, Rows, Taps
 from unbranch.blocks.pointwise import layout_of, pixels
-from unbranch.ops.batch_norm import track
+from unbranch.ops.batch_norm import Running
 
 
 def run_sum(plan: TrainingPlan, x: Tensor, branches: Mapping[str, nn.Module], rectifies: bool) -> Tensor:
@@ -23,7 +25,7 @@ def run_sum(plan: TrainingPlan, x: Tensor, branches: Mapping[str, nn.Module], re
     """
     total = None if plan.fold is None else _run_merged(plan, plan.fold, x)
     if plan.normed:
-        total, rectified = _add_norms(list(plan.normed.values()), x, total, rectifies)
+        total, rectified = _add_norms(plan, x, total, rectifies)
         return total.relu_() if rectifies and not rectified else total
     assert total is not None, "a plan without anything in one call"
     for name in plan.apart:
@@ -38,15 +40,14 @@ def _run_merged(plan: TrainingPlan, fold: Fold, x: Tensor) -> Tensor:
     window = fold.terms[0].window
     out = window.out_size(tuple(x.shape[2:]))
     call = Call(
-        road, (len(x), window.outputs, *out), layout_of(x), _memory(fold.terms, len(x) * prod(out), x)
+        road, (len(x), window.outputs, *out), layout_of(x), _memory(fold.running, len(x) * prod(out), x)
     )
-    return Merged.apply(data, call, *fold.parameters())
+    return Merged.apply(data, call, *fold.parameters)
 
 
-def _add_norms(
-    terms: Sequence[Term], x: Tensor, total: Tensor | None, rectifies: bool
-) -> tuple[Tensor, bool]:
+def _add_norms(plan: TrainingPlan, x: Tensor, total: Tensor | None, rectifies: bool) -> tuple[Tensor, bool]:
     """The sum, and whether it is rectified; by the norms themselves where a convolution did not keep to channels-last."""
+    terms = plan.normed.values()
     values = [term.value(x) for term in terms]
     if not all(map(in_channels_last, values)):
         for term, value in zip(terms, values, strict=True):
@@ -54,20 +55,15 @@ def _add_norms(
             total = own if total is None else total + own
         assert total is not None
         return total, False
-    parameters = [p for term in terms for p in (term.norm.weight, term.norm.bias)]
+    parameters = [p for term in terms for p in term.parameters[1:]]
     eps = tuple(term.norm.eps for term in terms)
-    added = Added(eps, rectifies, _memory(terms, values[0].numel() // values[0].shape[1], x))
+    added = Added(eps, rectifies, _memory(plan.running, values[0].numel() // values[0].shape[1], x))
     return AddedNorms.apply(added, total, *values, *parameters), rectifies
 
 
-def _memory(terms: Sequence[Term], count: int, x: Tensor) -> Callable[[Tensor, Tensor], None]:
+def _memory(running: Running, count: int, x: Tensor) -> Callable[[Tensor, Tensor], None]:
     """What takes the means and variances over ``count`` values of one more batch into the norms' statistics."""
-
-    def remember(mean: Tensor, variance: Tensor) -> None:
-        unbiased = variance.mul_(count / (count - 1)).to(x.dtype)
-        track([term.norm for term in terms], mean.to(x.dtype), unbiased)
-
-    return remember
+    return partial(running.track, count=count, update=kernels(x.dtype).track if has_kernels(x) else None)
 
 
 def _road(plan: TrainingPlan, fold: Fold, x: Tensor) -> tuple[Tensor, Road]:

@@ -1,7 +1,8 @@
 """What a branch is, read from its modules: a convolution of the input (or the input itself) and a batch norm."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from typing import NamedTuple
 
@@ -66,6 +67,8 @@ class Term:
     norm: nn.modules.batchnorm._BatchNorm
     weight: Tensor | None
     window: Window
+    modules: tuple[nn.Module, ...]
+    """The branch and what it holds."""
     layers: tuple[nn.Module, ...]
     """In front of the norm."""
 
@@ -75,6 +78,7 @@ class Term:
             x = layer(x)
         return x
 
+    @cached_property
     def parameters(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Kernel, gamma and beta, None where there is none."""
         return self.weight, self.norm.weight, self.norm.bias
@@ -93,7 +97,7 @@ def read_term(name: str, branch: nn.Module, x: Tensor) -> Term:
         if (hook := hook_of(layer)) is not None:
             raise Apart(f"{type(layer).__name__} has {hook}")
     *linear, norm = layers[1:] or layers
-    own = tuple(linear)
+    parts = tuple(layers), tuple(linear)
     if not isinstance(norm, nn.modules.batchnorm._BatchNorm) or type(norm) not in NORMS:
         raise Apart(f"ends in {type(norm).__name__}, not in a batch norm over this process's own batch")
     if not norm.training:
@@ -116,10 +120,10 @@ def read_term(name: str, branch: nn.Module, x: Tensor) -> Term:
             raise Apart(f"its norm is of {norm.num_features} channels, the input has {channels}")
         ones, none = (1,) * dims, (0,) * dims
         window = Window(ones, ones, ones, none, none, channels, channels, has_kernel=False)
-        term = Term(name, norm, None, window, own)
+        term = Term(name, norm, None, window, *parts)
     else:
         weight, window = _convolution(linear, norm, border)
-        term = Term(name, norm, weight, window, own)
+        term = Term(name, norm, weight, window, *parts)
         _check_kernel(term, channels, dims)
     _check_parameters(term, x)
     return term
@@ -140,11 +144,11 @@ def _check_parameters(term: Term, x: Tensor) -> None:
     mean, variance = statistics(term.norm)
     if any(
         p is not None and (p.dtype, p.device) != (x.dtype, x.device)
-        for p in (*term.parameters(), mean, variance)
+        for p in (*term.parameters, mean, variance)
     ):
         raise Apart(f"its parameters or statistics are not {x.dtype} on {x.device}, as the input is")
     channels = term.window.outputs
-    given = (*term.parameters()[1:], mean, variance)
+    given = (*term.parameters[1:], mean, variance)
     if any(p is not None and p.numel() != channels for p in given):
         raise Apart(f"its norm's parameters or statistics are not of {channels} channels")
     if term.norm.eps <= 0 or (mean is None) != (variance is None):
@@ -187,10 +191,19 @@ def _convolution(
 
 def hook_of(layer: nn.Module) -> str | None:
     """What would wait for a call of this layer: a hook, or a forward that was put in the place of the class's."""
-    before = layer._forward_pre_hooks or layer._backward_pre_hooks
-    if before or layer._forward_hooks or layer._backward_hooks:
+    if any(hooks_of(layer)):
         return "hooks"
     return "a forward of its own" if "forward" in vars(layer) else None
+
+
+def hooks_of(layer: nn.Module) -> tuple[Mapping[int, object], ...]:
+    """The registers of what waits for its calls."""
+    return (
+        layer._forward_pre_hooks,
+        layer._forward_hooks,
+        layer._backward_pre_hooks,
+        layer._backward_hooks,
+    )
 
 
 def any_global_hook() -> bool:

@@ -1,5 +1,5 @@
 // What training with merged branches runs: the fold of their kernels (fold.h), and the merged convolution, forward and backward in one call
-// each, on rows of a matrix (rows.h) and on depthwise windows (pictures.h).
+// each, on rows of a matrix (rows.h) and on depthwise windows (pictures.h); the norms of other branches (norms.h); what norms remember (track.h).
 //
 // Work is cut by picture and by block of channels, never by the number of threads: results are the same on any number.
 
@@ -13,6 +13,7 @@
 #include "norms.h"
 #include "pictures.h"
 #include "rows.h"
+#include "track.h"
 
 namespace {
 
@@ -142,6 +143,17 @@ std::vector<Tensor> norms_backward(at::TensorList values, const Tensor& g, const
   return norms_backward_of<Scalar>(values, up, y, mean, inverse, gammas, needed);
 }
 
+void track(at::TensorList running, at::TensorList counters, const Tensor& mean, const Tensor& variance, at::IntArrayRef rows,
+           at::ArrayRef<double> momenta, double unbiased) {
+  TORCH_CHECK(running.size() == 2 * rows.size() && momenta.size() == rows.size() && mean.dim() == 2 && mean.is_contiguous() &&
+                  variance.is_contiguous() && variance.sizes() == mean.sizes() && variance.scalar_type() == mean.scalar_type(),
+              "a mean and a variance, and a momentum, for each norm are wanted");
+  if (mean.scalar_type() == kScalar) track_of<Scalar, Scalar>(running, mean, variance, rows, momenta, unbiased);
+  else if (mean.scalar_type() == at::kDouble) track_of<Scalar, double>(running, mean, variance, rows, momenta, unbiased);
+  else TORCH_CHECK(false, "no statistics of ", mean.scalar_type(), " for ", kScalar, " norms");
+  count_batch(counters);
+}
+
 }  // namespace
 
 // The name is a macro itself, which torch's own would take as it stands.
@@ -160,6 +172,7 @@ UNBRANCH_LIBRARY(UNBRANCH_NAME, library) {
   library.def(("pictures_forward(Tensor x, Tensor(a!) y, " + window + terms + "float[] eps) -> Tensor[]").c_str());
   library.def("norms_forward(Tensor[] values, Tensor(a!) y, bool adds, bool rectifies, Tensor?[] parameters, float[] eps) -> Tensor[]");
   library.def("norms_backward(Tensor[] values, Tensor g, Tensor? y, Tensor mean, Tensor inverse, Tensor?[] gammas, int[] needed) -> Tensor[]");
+  library.def("track(Tensor(a!)[] running, Tensor(b!)[] counters, Tensor mean, Tensor variance, int[] rows, float[] momenta, float unbiased) -> ()");
   library.def(("pictures_backward(" + remembered + window + terms + wanted).c_str());
 }
 
@@ -172,4 +185,5 @@ UNBRANCH_LIBRARY_IMPL(UNBRANCH_NAME, CPU, library) {
   library.impl("norms_backward", &norms_backward);
   library.impl("pictures_forward", &pictures_forward);
   library.impl("pictures_backward", &pictures_backward);
+  library.impl("track", &track);
 }
