@@ -2,6 +2,8 @@
 
 import copy
 import gc
+import math
+import pickle
 import weakref
 from collections.abc import Callable
 from functools import partial
@@ -13,8 +15,8 @@ from torch.nn.utils import parametrize, prune
 
 from tests.blocks.beside import branched, drawn, needs_kernels, results, sum_of, worst
 from tests.support import fold_error, norms
-from unbranch.blocks import MobileOneBlock
-from unbranch.blocks.merged import plan
+from unbranch.blocks import MobileOneBlock, Sum
+from unbranch.blocks.merged import compiled, remembered, roads
 
 
 class Double(nn.Module):
@@ -75,6 +77,36 @@ def another_forward(block: nn.Module) -> None:
     conv.forward = partial(nn.Conv2d._conv_forward, conv, weight=conv.weight.detach(), bias=None)
 
 
+def other_children(block: nn.Module) -> None:
+    branches = sum_of(block)
+    branches._modules = {name: copy.deepcopy(child) for name, child in branches._modules.items()}
+    first(block).weight.mul_(2)
+
+
+def other_attributes(block: nn.Module) -> None:
+    conv = first(block)
+    conv.__dict__ = copy.deepcopy(conv).__dict__
+    conv.weight.mul_(2)
+
+
+def exchanged_names(block: nn.Module) -> None:
+    """In the same order."""
+    norm = second(block)
+    weight, bias = norm.weight, norm.bias
+    del norm.weight, norm.bias
+    norm.bias, norm.weight = weight, bias
+
+
+def kernels_in_a_list(block: nn.Module) -> None:
+    first(block).log = [torch.ones(3)]
+    block(torch.ones(4, 8, 7, 5, dtype=torch.float64))
+    first(block).log[0] = torch.zeros(3)
+
+
+def counters_of(value: Tensor) -> Callable[[nn.Module], object]:
+    return lambda block: setattr(second(block), "num_batches_tracked", value.clone())
+
+
 def no_statistics(block: nn.Module) -> None:
     second(block).track_running_stats = False
 
@@ -98,6 +130,13 @@ CHANGES: dict[str, Callable[[nn.Module], object]] = {
     "a parametrization": lambda block: parametrize.register_parametrization(first(block), "weight", Double()),
     "pruning": lambda block: prune.random_unstructured(first(block), "weight", 0.5),
     "a bias": lambda block: setattr(first(block), "bias", nn.Parameter(torch.ones(8, dtype=torch.float64))),
+    "all branches": other_children,
+    "all attributes": other_attributes,
+    "names": exchanged_names,
+    "what a list holds": kernels_in_a_list,
+    "a float counter": counters_of(torch.tensor(5.0)),
+    "counters": counters_of(torch.tensor([5, 6])),
+    "no counter": lambda block: setattr(second(block), "num_batches_tracked", None),
     "a mode": lambda block: setattr(sum_of(block), "merging", "branches"),
 }
 
@@ -106,7 +145,7 @@ CHANGES: dict[str, Callable[[nn.Module], object]] = {
 def test_what_happens_between_two_steps_counts(change: str, generator: torch.Generator) -> None:
     block, x = made(generator)
     results(block, x)
-    assert sum_of(block) in plan._REMEMBERED
+    assert sum_of(block)._plans.known is not None
     with torch.no_grad():
         CHANGES[change](block)
     twin = branched(block)
@@ -157,20 +196,94 @@ def test_a_border_that_is_written_to(generator: torch.Generator) -> None:
 def test_no_more_is_remembered_than_shapes_in_turn(
     generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plan, "SHAPES", 3)
+    monkeypatch.setattr(remembered, "SHAPES", 3)
     block, x = made(generator)
     twin = branched(block)
     for count in (4, 3, 2, 4, 3, 2, 4, 3, 2):
         for width in (5, 4):
             given = x[:count, :, :, :width]
             assert fold_error(block(given), twin(given)) <= 1e-9
-            assert len(plan._REMEMBERED[sum_of(block)].plans) <= 3
+            assert len(sum_of(block)._plans.known.plans) <= 3
 
 
-def test_nothing_outlives_its_sum(generator: torch.Generator) -> None:
+@pytest.mark.parametrize("way", ["alone", "a hook", "a forward", "an attribute"])
+def test_nothing_outlives_its_sum(way: str, generator: torch.Generator) -> None:
+    """Not either where a branch knows the model that it is in."""
+    block, x = made(generator)
+    block(x)
+    if way == "a hook":
+        first(block).register_forward_hook(lambda *given: block.training and None)
+    elif way == "a forward":
+        first(block).forward = lambda x: block
+    elif way == "an attribute":
+        second(block).root = (block,)
+    kernel = weakref.ref(first(block).weight)
+    del block
+    gc.collect()
+    assert kernel() is None
+
+
+def test_what_parameters_were_made_of_is_let_go(generator: torch.Generator) -> None:
+    block, x = made(generator)
+    adapted = {name: p * 1.0 for name, p in block.named_parameters()}
+    kernel = weakref.ref(next(iter(adapted.values())))
+    torch.func.functional_call(block, adapted, (x,)).sum().backward()
+    del adapted
+    gc.collect()
+    assert kernel() is None
+
+
+def test_what_training_used_is_let_go_in_eval_mode(generator: torch.Generator) -> None:
     block, x = made(generator)
     block(x)
     kernel = weakref.ref(first(block).weight)
-    block.branches = nn.Identity()
+    block.load_state_dict(copy.deepcopy(block.state_dict()), assign=True)
+    assert kernel() is not None
+    block.eval()
     gc.collect()
     assert kernel() is None
+
+
+def test_copies_and_pickles_remember_nothing(generator: torch.Generator) -> None:
+    block, x = made(generator)
+    plain = pickle.dumps(block)
+    block(x)
+    for twin in (copy.deepcopy(block), pickle.loads(pickle.dumps(block))):
+        assert sum_of(twin)._plans.known is None
+    assert len(pickle.dumps(block)) < len(plain) + 200
+
+
+def test_sums_that_call_themselves_equal_keep_their_own(generator: torch.Generator) -> None:
+    class Equal(Sum):
+        def __eq__(self, other: object) -> bool:
+            return isinstance(other, Equal)
+
+        def __hash__(self) -> int:
+            return 1
+
+    blocks = [made(generator)[0] for _ in range(2)]
+    x = made(generator)[1]
+    for block in blocks:
+        sum_of(block).__class__ = Equal
+        twin = branched(block)
+        assert worst(results(block, x), results(twin, x)) <= 1e-9
+
+
+@pytest.mark.parametrize("compiles", [True, False])
+@pytest.mark.parametrize("momentum", [0.1, 0.7, 1.0, None])
+def test_statistics_from_far_away(
+    compiles: bool, momentum: float | None, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of much smaller or larger batches, and of none that was finite."""
+    if not compiles:
+        monkeypatch.setattr(compiled, "unavailable", lambda *_: "the test's wish")
+        monkeypatch.setattr(roads, "unavailable", lambda *_: "the test's wish")
+    block, x = made(generator)
+    block, x = block.float(), x.float() * 1e-5
+    for norm, start in zip(norms(block), (1.0, 1e30, math.inf), strict=True):
+        norm.momentum = momentum
+        norm.running_var.fill_(start)
+    twin = branched(block)
+    block(x), twin(x)
+    for ours, theirs in zip(norms(block), norms(twin), strict=True):
+        assert torch.allclose(ours.running_var, theirs.running_var, rtol=1e-5, atol=0, equal_nan=True)

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Mapping
 from itertools import chain
 from math import prod
-from typing import Any, ClassVar, TypeAlias, Unpack, no_type_check
+from typing import Any, ClassVar, Self, TypeAlias, Unpack, no_type_check
 
 import torch
 from jaxtyping import Float
@@ -15,13 +15,13 @@ from unbranch.blocks.activation import Activation, activation_layer
 from unbranch.blocks.attention import SqueezeExcite
 from unbranch.blocks.deployable import Deployable
 from unbranch.blocks.merged import (
+    Plans,
     Training,
     TrainingPlan,
     any_global_hook,
     check_training,
     hook_of,
     plain,
-    plan_training,
     run_sum,
 )
 from unbranch.blocks.spec import Axes, ConvSpec, SpecOptions
@@ -63,6 +63,7 @@ class Sum(Branches):
 
     merging: Training = "auto"
     """How branches that end in batch norms train: ``BlockOptions.training``."""
+    _plans: Plans | None = None
 
     def __init__(self, branches: Mapping[str, nn.Module], norm: nn.Module | None = None) -> None:
         super().__init__()
@@ -81,7 +82,15 @@ class Sum(Branches):
 
     def training_plan(self, x: Float[Tensor, "n c_in *size"]) -> TrainingPlan:
         """Which branches train as one convolution on an input like ``x``, and why the others do not."""
-        return plan_training(self, self.names, x, self.merging, self.training)
+        if self._plans is None:
+            self._plans = Plans()
+        return self._plans.plan(self._modules, self.names, x, self.merging, self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """As every module; what was planned for training is forgotten where it ends."""
+        if not mode:
+            self._plans = None
+        return super().train(mode)
 
     @torch.no_grad()
     def take_up(self, kernel: Tensor, shift: Tensor) -> tuple[nn.Parameter, ...]:

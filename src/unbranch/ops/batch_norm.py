@@ -159,19 +159,24 @@ Update: TypeAlias = Callable[
 
 
 class Running:
-    """What norms remember of their batches: ``running += momentum * (seen - running)``, momentum 1 / batches where it is None.
+    """What norms remember of their batches: ``running = momentum * seen + (1 - momentum) * running``, momentum 1 / batches where None.
 
     Norms without statistics remember nothing. No norm comes twice.
     """
 
     def __init__(self, norms: Sequence[nn.modules.batchnorm._BatchNorm]) -> None:
         learning = [(row, norm) for row, norm in enumerate(norms) if norm.track_running_stats]
-        self._counters = [n.num_batches_tracked for _, n in learning if n.num_batches_tracked is not None]
+        self._counters: list[Tensor] = []
+        self._odd_counters: list[Tensor] = []
         self._rows: list[int] = []
         self._tensors: list[Tensor] = []
         self._norms: list[nn.modules.batchnorm._BatchNorm] = []
         for row, norm in learning:
             mean, variance = statistics(norm)
+            if (counter := norm.num_batches_tracked) is not None:
+                usual = counter.dtype is torch.int64 and counter.numel() == 1
+                alike = usual and (mean is None or counter.device == mean.device)
+                (self._counters if alike else self._odd_counters).append(counter)
             if mean is not None and variance is not None:
                 self._rows.append(row)
                 self._tensors += mean, variance
@@ -180,6 +185,8 @@ class Running:
     @torch.no_grad()
     def track(self, mean: Tensor, variance: Tensor, count: int, update: Update | None = None) -> None:
         """One more batch of ``count`` values, with this mean and variance over all of them, (norms, C) each; by ``update``, if any."""
+        for counter in self._odd_counters:
+            counter.add_(1)
         momenta = [_momentum(norm) for norm in self._norms]
         given = self._tensors, self._counters, mean, variance, self._rows, momenta, count / (count - 1)
         (update or _update)(*given)
@@ -203,7 +210,10 @@ def _update(
 ) -> None:
     if counters:
         torch.ops.aten._foreach_add_.Scalar(counters, 1)
-    if running:
-        pairs = torch.stack([mean, variance * unbiased], 1)[rows].flatten(0, 1).to(running[0].dtype)
-        weights = [momentum for momentum in momenta for _ in range(2)]
-        torch.ops.aten._foreach_lerp_.ScalarList(running, list(pairs.unbind()), weights)
+    if not running:
+        return
+    given = (mean.to(running[0].dtype).unbind(), (variance * unbiased).to(running[0].dtype).unbind())
+    seen = [part[row] for row in rows for part in given]
+    shares = [momentum for momentum in momenta for _ in given]
+    torch.ops.aten._foreach_mul_.ScalarList(running, [1 - share for share in shares])
+    torch.ops.aten._foreach_add_.List(running, torch.ops.aten._foreach_mul.ScalarList(seen, shares))

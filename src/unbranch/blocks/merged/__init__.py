@@ -4,17 +4,18 @@ A batch norm behind ``w * x`` needs only its mean and variance over the batch, a
 input's patches, which all branches share.
 """
 
-from unbranch.blocks.merged.plan import Training, TrainingPlan, check_training, plan_training
+from unbranch.blocks.merged.plan import Training, TrainingPlan, check_training
+from unbranch.blocks.merged.remembered import Plans
 from unbranch.blocks.merged.run import run_sum
 from unbranch.blocks.merged.terms import any_global_hook, hook_of, plain
 
 __all__ = [
+    "Plans",
     "Training",
     "TrainingPlan",
     "any_global_hook",
     "check_training",
     "hook_of",
     "plain",
-    "plan_training",
     "run_sum",
 ]

@@ -142,7 +142,7 @@ def _places(
     terms: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...], window: tuple[int, ...]
 ) -> tuple[list[int], list[int], int]:
     """Of terms of so many taps an axis, so many taps of the window in front of them."""
-    numbers = torch.arange(prod(window)).view(window)
+    numbers = torch.arange(prod(window), device="cpu").view(window)
     found = []
     for size, first in terms:
         part = numbers[tuple(slice(f, f + k) for f, k in zip(first, size, strict=True))]

@@ -1,13 +1,12 @@
 """Which branches of a sum train as one convolution, by which road, and why the others do not."""
 
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from itertools import chain
 from math import prod
 from typing import Literal, NamedTuple, TypeAlias, get_args
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +23,6 @@ from unbranch.blocks.merged.terms import (
     plain,
     read_term,
 )
-from unbranch.blocks.merged.watch import Watched
 from unbranch.ops.batch_norm import Running
 
 Training: TypeAlias = Literal["auto", "merged", "branches"]
@@ -40,8 +38,6 @@ DTYPES = (torch.float32, torch.float64)
 COMPILED_TAPS = 3
 FEW = 16
 """Values in a patch for each output from which a covariance loses more digits than branches do."""
-SHAPES = 64
-"""Of inputs, for which a sum remembers its plans."""
 LONELY = "no other branch is like it"
 
 Windows: TypeAlias = tuple[tuple[str, Window], ...]
@@ -82,53 +78,7 @@ def check_training(training: str) -> None:
         raise ValueError(f"training={training!r} is none of {', '.join(get_args(Training))}")
 
 
-@dataclass(frozen=True, eq=False)
-class _Remembered:
-    """Plans for as long as the modules are what they were, by what else they depend on."""
-
-    watched: Watched
-    plans: dict[Hashable, TrainingPlan] = field(default_factory=dict)
-
-
-_REMEMBERED: WeakKeyDictionary[nn.Module, _Remembered] = WeakKeyDictionary()
-
-
-def plan_training(
-    owner: nn.Module, names: Sequence[str], x: Tensor, training: Training, learning: bool
-) -> TrainingPlan:
-    """The plan of ``owner``, the sum of its children of these names, for an input like ``x``; ``learning`` is its own mode.
-
-    Asked in every step, so it is remembered where all branches are terms, which are cheap to watch.
-    """
-    why = _unmergeable(x, training, learning)
-    if why is not None:
-        return TrainingPlan((), None, dict.fromkeys(names, why))
-    last = in_channels_last(x)
-    asked = (x.shape, x.dtype, x.device, last, names, training, compiled.allowed())
-    known = _REMEMBERED.get(owner)
-    if known is not None and not known.watched.unchanged():
-        known = None
-    if known is not None and asked in known.plans:
-        return known.plans[asked]
-    branches = {name: owner.get_submodule(name) for name in names}
-    terms, apart = _read(branches, x)
-    plan = _plan(branches, terms, apart, x, training)
-    if not apart:
-        _remember(owner, known, terms, asked, plan)
-    return plan
-
-
-def _remember(
-    owner: nn.Module, known: _Remembered | None, terms: Sequence[Term], asked: Hashable, plan: TrainingPlan
-) -> None:
-    if known is None or len(known.plans) >= SHAPES:
-        modules = [module for term in terms for module in term.modules]
-        known = _Remembered(Watched(owner._modules, modules))
-        _REMEMBERED[owner] = known
-    known.plans[asked] = plan
-
-
-def _read(branches: Mapping[str, nn.Module], x: Tensor) -> tuple[list[Term], dict[str, str]]:
+def read_terms(branches: Mapping[str, nn.Module], x: Tensor) -> tuple[list[Term], dict[str, str]]:
     """The branches that are terms; why each other one is not."""
     terms, apart = [], {}
     for name, branch in branches.items():
@@ -140,13 +90,14 @@ def _read(branches: Mapping[str, nn.Module], x: Tensor) -> tuple[list[Term], dic
     return [term for term in terms if term.name not in apart], apart
 
 
-def _plan(
+def plan_terms(
     branches: Mapping[str, nn.Module],
     terms: Sequence[Term],
     apart: Mapping[str, str],
     x: Tensor,
     training: Training,
 ) -> TrainingPlan:
+    """For an input like ``x``, and what ``read_terms`` found."""
     windows = tuple((term.name, term.window) for term in terms)
     shape, device, last = tuple(x.shape), x.device.type, in_channels_last(x)
     asked = Question(windows, bool(apart), shape, last, x.dtype, device, training, compiled.allowed())
@@ -169,7 +120,7 @@ def _sharing(
     return {term.name: why for term in terms if users[term.norm] > 1}
 
 
-def _unmergeable(x: Tensor, training: Training, learning: bool) -> str | None:
+def why_none(x: Tensor, training: Training, learning: bool) -> str | None:
     """Why nothing at all can be merged."""
     if training == "branches":
         return "training='branches'"

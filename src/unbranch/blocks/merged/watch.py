@@ -15,21 +15,23 @@ class Watched:
 
     Tensors that are written to, as an optimizer does, are the same; parameters that another tensor was put in the place of are not, nor
     those whose ``data`` was cast, nor a module that got another class, a hook or a forward of its own. ``children`` is whose modules they
-    are: not the owner itself, which would live for as long as its watch.
+    are.
     """
 
-    def __init__(self, children: dict[str, Any], modules: Sequence[nn.Module]) -> None:
+    def __init__(self, children: dict[str, nn.Module | None], modules: Sequence[nn.Module]) -> None:
         self._modules = tuple(modules)
-        self._parts = [children, *(part for module in modules for part in _parts(module))]
+        named = [part for m in modules for part in (m._parameters, m._buffers, m._modules)]
+        self._named: list[dict[str, Any]] = [children, *named]
+        self._parts: list[dict[str, Any]] = [*self._named, *map(vars, modules)]
         self._hooks = [hooks for module in modules for hooks in hooks_of(module)]
         values = [value for part in self._parts for value in part.values()]
         self._tensors = [value for value in values if isinstance(value, Tensor)]
         self._lists = [value for value in values if isinstance(value, list)]
         self._objects, self._facts = self._read()
 
-    def unchanged(self) -> bool:
-        """Whether reading the modules again would find the same."""
-        if any(self._hooks):
+    def unchanged(self, children: dict[str, nn.Module | None]) -> bool:
+        """Whether reading the modules again would find the same; they are those of ``children`` now."""
+        if any(self._hooks) or children is not self._named[0]:
             return False
         objects, facts = self._read()
         return (
@@ -39,13 +41,13 @@ class Watched:
         )
 
     def _read(self) -> tuple[list[object], list[object]]:
-        """Classes and values, which stay the very same; and how many values each part has, what is in lists and what tensors are like."""
-        values = chain.from_iterable(map(dict.values, self._parts))
+        """What stays the very same: classes, parts, names and values; and of what each part has how many, and what tensors are like."""
+        objects = [
+            *map(type, self._modules),
+            *map(vars, self._modules),
+            *chain.from_iterable(self._named),
+            *chain.from_iterable(map(dict.values, self._parts)),
+            *chain.from_iterable(self._lists),
+        ]
         facts: list[object] = [fact for t in self._tensors for fact in (t.dtype, t.device, t.shape)]
-        counts: list[object] = [*map(len, self._parts), *map(tuple, self._lists)]
-        return [*map(type, self._modules), *values], counts + facts
-
-
-def _parts(module: nn.Module) -> tuple[dict[str, Any], ...]:
-    """All that a module holds, by name."""
-    return vars(module), module._parameters, module._buffers, module._modules
+        return objects, [*map(len, self._parts), *map(len, self._lists), *facts]

@@ -145,13 +145,11 @@ std::vector<Tensor> norms_backward(at::TensorList values, const Tensor& g, const
 
 void track(at::TensorList running, at::TensorList counters, const Tensor& mean, const Tensor& variance, at::IntArrayRef rows,
            at::ArrayRef<double> momenta, double unbiased) {
-  TORCH_CHECK(running.size() == 2 * rows.size() && momenta.size() == rows.size() && mean.dim() == 2 && mean.is_contiguous() &&
-                  variance.is_contiguous() && variance.sizes() == mean.sizes() && variance.scalar_type() == mean.scalar_type(),
-              "a mean and a variance, and a momentum, for each norm are wanted");
+  check_track<Scalar>(running, counters, mean, variance, rows, momenta);
+  count_batch(counters);
   if (mean.scalar_type() == kScalar) track_of<Scalar, Scalar>(running, mean, variance, rows, momenta, unbiased);
   else if (mean.scalar_type() == at::kDouble) track_of<Scalar, double>(running, mean, variance, rows, momenta, unbiased);
   else TORCH_CHECK(false, "no statistics of ", mean.scalar_type(), " for ", kScalar, " norms");
-  count_batch(counters);
 }
 
 }  // namespace

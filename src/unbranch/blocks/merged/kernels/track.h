@@ -1,4 +1,4 @@
-// What norms remember of a batch: running += momentum * (seen - running), and one more batch counted.
+// What norms remember of a batch: running = momentum * seen + (1 - momentum) * running, and one more batch counted.
 
 #pragma once
 
@@ -11,7 +11,7 @@ template <typename T, typename M>
 void move_towards(const Tensor& running, const M* seen, double factor, double momentum) {
   const Tensor flat = running.contiguous();
   T* own = flat.mutable_data_ptr<T>();
-  for (int64_t c = 0; c < flat.numel(); ++c) own[c] = static_cast<T>(own[c] + momentum * (seen[c] * factor - own[c]));
+  for (int64_t c = 0; c < flat.numel(); ++c) own[c] = static_cast<T>(momentum * (seen[c] * factor) + (1 - momentum) * own[c]);
   if (!flat.is_same(running)) running.copy_(flat);
   else running.unsafeGetTensorImpl()->bump_version();
 }
@@ -23,17 +23,28 @@ void track_of(at::TensorList running, const Tensor& mean, const Tensor& variance
   const int64_t columns = mean.size(1);
   const M *means = mean.const_data_ptr<M>(), *variances = variance.const_data_ptr<M>();
   for (size_t i = 0; i < rows.size(); ++i) {
-    TORCH_CHECK(rows[i] >= 0 && rows[i] < mean.size(0), "norm ", rows[i], " of ", mean.size(0));
-    for (const Tensor& one : {running[2 * i], running[2 * i + 1]})
-      TORCH_CHECK(one.numel() == columns && one.scalar_type() == c10::CppTypeToScalarType<T>::value, columns, " running statistics are wanted");
     move_towards<T>(running[2 * i], means + rows[i] * columns, 1, momenta[i]);
     move_towards<T>(running[2 * i + 1], variances + rows[i] * columns, unbiased, momenta[i]);
   }
 }
 
+// Before anything is written.
+template <typename T>
+void check_track(at::TensorList running, at::TensorList counters, const Tensor& mean, const Tensor& variance, at::IntArrayRef rows,
+                 at::ArrayRef<double> momenta) {
+  TORCH_CHECK(running.size() == 2 * rows.size() && momenta.size() == rows.size() && mean.dim() == 2 && mean.is_contiguous() &&
+                  variance.is_contiguous() && variance.sizes() == mean.sizes() && variance.scalar_type() == mean.scalar_type(),
+              "a mean and a variance, and a momentum, for each norm are wanted");
+  for (const int64_t row : rows) TORCH_CHECK(row >= 0 && row < mean.size(0), "norm ", row, " of ", mean.size(0));
+  for (const Tensor& one : running)
+    TORCH_CHECK(one.numel() == mean.size(1) && one.scalar_type() == c10::CppTypeToScalarType<T>::value, mean.size(1),
+                " running statistics are wanted, got ", one.sizes());
+  for (const Tensor& one : counters)
+    TORCH_CHECK(one.numel() == 1 && one.scalar_type() == at::kLong, "counters of batches are wanted, got ", one.sizes());
+}
+
 inline void count_batch(at::TensorList counters) {
   for (const Tensor& one : counters) {
-    TORCH_CHECK(one.numel() == 1 && one.scalar_type() == at::kLong, "counters of batches are wanted, got ", one.sizes());
     ++*one.mutable_data_ptr<int64_t>();
     one.unsafeGetTensorImpl()->bump_version();
   }
