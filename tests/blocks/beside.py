@@ -46,7 +46,7 @@ def results(block: nn.Module, x: Tensor, steps: int = 2) -> dict[str, Tensor]:
         block.zero_grad()
         given = x.clone().requires_grad_()
         y = block(given)
-        y.backward(torch.linspace(-1, 1, y.numel(), dtype=torch.float64).sin().view(y.shape).to(y.dtype))
+        y.backward(torch.linspace(-1, 1, y.numel(), dtype=torch.float64).sin().view(y.shape).to(y))
         assert given.grad is not None
         found = {"output": y, "input": given.grad}
     found |= {f"d {name}": p.grad for name, p in block.named_parameters() if p.grad is not None}

@@ -12,6 +12,7 @@ from unbranch.deploy.said import first_line
 from unbranch.detect.errors import InputError
 from unbranch.detect.files import replacing
 from unbranch.fold.certificate import Certificate, Check, fold_error, tensors_in
+from unbranch.fold.precision import full_precision
 from unbranch.fold.verify import RUN_ERRORS
 from unbranch.runtimes.sessions import open_session
 
@@ -95,7 +96,7 @@ def _batch(inputs: Sequence[Tensor], count: int) -> tuple[Tensor, ...]:
 
 
 def _checks(model: nn.Module, inputs: Sequence[Tensor], path: Path) -> list[Check]:
-    with torch.no_grad():
+    with torch.no_grad(), full_precision():
         expected = list(tensors_in(model(*inputs)))
     found = open_session(path).run(None, _feed(path, inputs))
     size = ", ".join("x".join(map(str, t.shape)) for t in inputs)

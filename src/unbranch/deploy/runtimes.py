@@ -5,12 +5,14 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from unbranch.deploy.onnx_file import export_onnx
 from unbranch.detect.errors import InputError
+from unbranch.runtimes.modules import torch_run
 from unbranch.runtimes.sessions import onnx_runtime, openvino
 from unbranch.runtimes.timing import Run
 
@@ -63,10 +65,5 @@ def _torch(network: nn.Module | Path, inputs: Sequence[Tensor], compiled: bool) 
         raise InputError(
             f"{network}: torch runs modules, not files; the runtimes for it are {', '.join(FILES)}"
         )
-    model = torch.compile(copy.deepcopy(network)) if compiled else network
-
-    def run() -> object:
-        with torch.inference_mode():
-            return model(*inputs)
-
-    return run
+    model: Any = torch.compile(copy.deepcopy(network)) if compiled else network
+    return torch_run(model, inputs)

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_map_only
 
 from unbranch.fold.certificate import TOLERANCES, Certificate, Check, fold_error, tensors_in
 from unbranch.fold.keeping import attributes_kept, buffers_kept, copied
+from unbranch.fold.precision import full_precision
 from unbranch.fold.report import Report
 
 Sizes: TypeAlias = Sequence[Sequence[int]] | None
@@ -92,6 +93,7 @@ def _name(dtype: torch.dtype, stored: torch.dtype | None) -> str:
     return name if stored in (None, dtype) else f"{weights} weights in {name}"
 
 
+@full_precision()
 def verify_modules(
     before: nn.Module,
     after: nn.Module,
@@ -102,6 +104,8 @@ def verify_modules(
     others: Sequence[tuple[Any, Any]] | None = None,
 ) -> Certificate:
     """The certificate of two modules; neither is changed. ``others`` are more (args, kwargs) to run, in place of guessed sizes.
+
+    Float32 is not rounded to TF32 meanwhile: the limits would grow by that rounding, and a fold that is wrong by less would pass.
 
     Raises:
         ValueError: one of them is in training mode.

@@ -22,6 +22,7 @@ from unbranch.fold.plan import Costs, WorkCosts
 from unbranch.fold.replay import Replay
 from unbranch.frontends.modules.emit import emit
 from unbranch.ops import Operand
+from unbranch.runtimes.modules import torch_run
 from unbranch.runtimes.sessions import onnx_runtime, openvino
 from unbranch.runtimes.timing import Run, least_time
 
@@ -45,20 +46,12 @@ def clock_of(runtime: str) -> Clock:
         ModuleNotFoundError: it is not installed.
     """
     if runtime == "torch":
-        return lambda module, inputs: least_time(_torch(module, inputs))
+        return lambda module, inputs: least_time(torch_run(module, inputs))
     if runtime not in RUNTIMES:
         raise ValueError(f"runtime={runtime!r} is none of {', '.join(RUNTIMES)}")
     return lambda module, inputs: _file_time(
         module, inputs, onnx_runtime if runtime == "onnxruntime" else openvino
     )
-
-
-def _torch(module: nn.Module, inputs: tuple[Tensor, ...]) -> Run:
-    def run() -> object:
-        with torch.inference_mode():
-            return module(*inputs)
-
-    return run
 
 
 def _file_time(module: nn.Module, inputs: tuple[Tensor, ...], prepare: Callable[..., Run]) -> float:
@@ -94,7 +87,9 @@ class MeasuredCosts:
         """The layer that would be written, with random weights."""
         shape, dtype = self.graph.values[fact.source].shape, self.graph.values[fact.value].dtype
         key = ("layer", fact.geometry, shape, dtype)
-        return self._timed(key, lambda: (_layer(fact.geometry, dtype), (self._example(fact.source),)))
+        return self._timed(
+            key, lambda: (_layer(fact.geometry, dtype).to(self.graph.device), (self._example(fact.source),))
+        )
 
     def ops(self, fact: Fact) -> int:
         """What they take counts, not how many they are."""
@@ -119,7 +114,8 @@ class MeasuredCosts:
 
     def _example(self, value: int) -> Tensor:
         operand = self.graph.values[value]
-        return torch.rand(operand.shape, generator=torch.Generator().manual_seed(0)).to(operand.dtype)
+        drawn = torch.rand(operand.shape, generator=torch.Generator().manual_seed(0))
+        return drawn.to(self.graph.device, operand.dtype)
 
     def _key(self, nodes: tuple[Node, ...]) -> Any:
         """What the calls are, up to the numbers in their constants and the names of their values."""

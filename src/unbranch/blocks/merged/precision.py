@@ -2,12 +2,10 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
-from torch.torch_version import TorchVersion
 
-PER_BACKEND = TorchVersion(torch.__version__) >= "2.9"
+from unbranch.fold.precision import BACKENDS, PER_BACKEND
 
 
 @contextmanager
@@ -25,8 +23,7 @@ def full_precision(device: torch.device) -> Iterator[None]:
         finally:
             torch.set_float32_matmul_precision(allowed)
         return
-    backends: Any = torch.backends
-    backend = backends.cuda.matmul if device.type == "cuda" else backends.mkldnn.matmul
+    backend = BACKENDS.cuda.matmul if device.type == "cuda" else BACKENDS.mkldnn.matmul
     allowed = backend.fp32_precision
     backend.fp32_precision = "ieee"
     try:

@@ -60,12 +60,13 @@ class DetectionData(lightning.LightningDataModule):
         return moved._replace(targets=moved.targets.to(device)) if isinstance(moved, Batch) else moved
 
     def _loader(self, made: TrainingSet | EvaluationSet, keys: TrainingKeys | None) -> DataLoader:
+        on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
         return DataLoader(
             made,
             batch_size=None,
             sampler=keys,
             num_workers=self.workers,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=on_gpu,  # and not on the CPU of a machine that has a GPU too
             persistent_workers=self.workers > 0,
             worker_init_fn=_alone,
         )

@@ -13,6 +13,7 @@ from torch.fx import GraphModule, Interpreter, Node
 from torch.utils import _pytree as pytree
 
 from unbranch.fold.certificate import Certificate, fold_error
+from unbranch.fold.precision import full_precision
 from unbranch.fold.report import Report
 from unbranch.fold.verify import RUN_ERRORS, Sizes, verify_modules
 from unbranch.frontends.exported.placing import ASSERTION
@@ -27,6 +28,7 @@ CHANGES = (
 """Other numbers for the symbols: odd ones for the borders' sake, then some that keep divisibility."""
 
 
+@full_precision()
 def verify_exported(
     before: ExportedProgram,
     after: ExportedProgram,

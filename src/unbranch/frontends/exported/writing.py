@@ -40,7 +40,7 @@ class Writer:
         self.graph = Graph()
         self.copies: dict[Node, Node] = {}
         output = self.graph.graph_copy(program.graph, self.copies)
-        last = next(reversed(program.graph.nodes))
+        last = program.graph.output_node()
         self.copies[last] = self.graph.output(output)
         self.copies[last].meta = dict(last.meta)
         for node, copied in self.copies.items():
@@ -180,9 +180,9 @@ class Writer:
 
     def _output_specs(self) -> list[OutputSpec]:
         """The program's, under the names that the outputs have now."""
-        output = next(reversed(self.graph.nodes))
+        values: Any = self.graph.output_node().args[0]
         specs = []
-        for spec, value in zip(self.program.graph_signature.output_specs, output.args[0], strict=True):
+        for spec, value in zip(self.program.graph_signature.output_specs, values, strict=True):
             named = isinstance(spec.arg, TensorArgument) and isinstance(value, Node)
             specs.append(
                 OutputSpec(spec.kind, TensorArgument(value.name) if named else spec.arg, spec.target)
