@@ -20,7 +20,7 @@ def main() -> None:
         help="comma-separated; time and file are timings, for a machine at rest",
     )
     parser.add_argument("--only", default="*", help="a glob on library-name, such as 'timm-repvgg*'")
-    parser.add_argument("--shard", default="1/1", help="I/N: every N-th network from the I-th")
+    parser.add_argument("--shard", type=shard, default="1/1", help="I/N: every N-th network from the I-th")
     parser.add_argument(
         "--again", choices=("missing", "stale", "all"), default="missing", help="which rows to make"
     )
@@ -32,7 +32,7 @@ def main() -> None:
     if strange := set(fronts) - {*FRONT_ENDS, *TIMINGS}:
         parser.error(f"--front {', '.join(sorted(strange))}: there are {', '.join((*FRONT_ENDS, *TIMINGS))}")
     chosen = networks.find() if asked.find else networks.known()
-    part, parts = map(int, asked.shard.split("/"))
+    part, parts = asked.shard
     chosen = [n for n in chosen if fnmatch.fnmatch(n.key, asked.only)][part - 1 :: parts]
     for front in fronts:
         some = {"time": changed, "file": multi_branch}.get(front, list)(chosen)
@@ -40,6 +40,14 @@ def main() -> None:
     if asked.front == ",".join(FRONT_ENDS) or asked.page:
         pages.write()
         picture.draw()
+
+
+def shard(text: str) -> tuple[int, int]:
+    """Of "I/N". Raises argparse.ArgumentTypeError for what is none of 1/N to N/N."""
+    part, _, parts = text.partition("/")
+    if not (part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
+        raise argparse.ArgumentTypeError(f"{text!r}: give I/N, such as 1/2 and 2/2")
+    return int(part), int(parts)
 
 
 def changed(chosen: list[networks.Network]) -> list[networks.Network]:
