@@ -208,7 +208,14 @@ def hooks_of(layer: nn.Module) -> tuple[Mapping[int, object], ...]:
 
 def any_global_hook() -> bool:
     """Whether hooks were registered for every module there is."""
-    return bool(torch_module._has_any_global_hook())
+    return any(
+        (
+            torch_module._global_forward_pre_hooks,
+            torch_module._global_forward_hooks,
+            torch_module._global_backward_pre_hooks,
+            torch_module._global_backward_hooks,
+        )
+    )
 
 
 def plain(x: object) -> bool:
