@@ -266,8 +266,15 @@ def test_what_torch_s_norm_would_not_train_is_left_to_it(generator: torch.Genera
             norm.running_var = torch.ones(6)
         assert sum_of(block).training_plan(x).merged
         assert "dense0" in sum_of(block).training_plan(x).apart
-        with pytest.raises((ValueError, RuntimeError)):
-            block(x)
+        alike(block, lambda model: [outcome(model, x)])
+
+
+def outcome(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """The output, or infinity where torch refuses, which depends on its release."""
+    try:
+        return model(x)
+    except (ValueError, RuntimeError):
+        return torch.tensor(torch.inf)
 
 
 def test_a_covariance_of_too_few_windows_is_not_taken() -> None:
