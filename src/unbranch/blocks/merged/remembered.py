@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from unbranch.blocks.merged import compiled
 from unbranch.blocks.merged.plan import Training, TrainingPlan, plan_terms, read_terms, why_none
-from unbranch.blocks.merged.terms import Term, in_channels_last
+from unbranch.blocks.merged.terms import in_channels_last
 from unbranch.blocks.merged.watch import Watched
 
 SHAPES = 64
@@ -56,18 +56,8 @@ class Plans:
         terms, apart = read_terms(branches, x)
         plan = plan_terms(branches, terms, apart, x, training)
         if not apart and all(p is None or p.is_leaf for term in terms for p in term.parameters):
-            self._remember(children, terms, asked, plan)
+            if known is None or len(known.plans) >= SHAPES:
+                modules = [module for term in terms for module in term.modules]
+                known = self.known = Known(Watched(children, modules))
+            known.plans[asked] = plan
         return plan
-
-    def _remember(
-        self,
-        children: dict[str, nn.Module | None],
-        terms: Sequence[Term],
-        asked: Hashable,
-        plan: TrainingPlan,
-    ) -> None:
-        known = self.known
-        if known is None or len(known.plans) >= SHAPES:
-            modules = [module for term in terms for module in term.modules]
-            known = self.known = Known(Watched(children, modules))
-        known.plans[asked] = plan
