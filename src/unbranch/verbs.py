@@ -168,7 +168,7 @@ def verify(
     """Run both on the same inputs and certify ``max|a - b| / max(1, max|b|)`` of every output: 1e-10 in float64, 1e-5 in float32.
 
     Where rounding alone moves an output of ``before`` by more than that, the limit is four times its own rounding error, and a note
-    says so. Nothing is rounded to TF32 meanwhile, whatever the process allows.
+    says so. On CPUs and NVIDIA GPUs nothing is rounded to TF32 or bfloat16 meanwhile, whatever torch's settings allow.
 
     Args:
         before: The network as it was, in eval mode.

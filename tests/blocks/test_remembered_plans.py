@@ -107,6 +107,11 @@ def counters_of(value: Tensor) -> Callable[[nn.Module], object]:
     return lambda block: setattr(second(block), "num_batches_tracked", value.clone())
 
 
+def average_of_a_float_counter(block: nn.Module) -> None:
+    counters_of(torch.tensor(5.0))(block)
+    second(block).momentum = None
+
+
 def no_statistics(block: nn.Module) -> None:
     second(block).track_running_stats = False
 
@@ -135,6 +140,7 @@ CHANGES: dict[str, Callable[[nn.Module], object]] = {
     "names": exchanged_names,
     "what a list holds": kernels_in_a_list,
     "a float counter": counters_of(torch.tensor(5.0)),
+    "the average of a float counter": average_of_a_float_counter,
     "counters": counters_of(torch.tensor([5, 6])),
     "no counter": lambda block: setattr(second(block), "num_batches_tracked", None),
     "a mode": lambda block: setattr(sum_of(block), "merging", "branches"),
@@ -150,6 +156,16 @@ def test_what_happens_between_two_steps_counts(change: str, generator: torch.Gen
         CHANGES[change](block)
     twin = branched(block)
     assert worst(results(block, x), results(twin, x)) <= 1e-9
+
+
+def test_a_branch_that_is_none_is_missed(generator: torch.Generator) -> None:
+    """As where each is called by itself."""
+    block, x = made(generator)
+    block(x)
+    setattr(sum_of(block), sum_of(block).names[0], None)
+    for one in (block, branched(block)):
+        with pytest.raises(TypeError, match="not callable"):
+            one(x)
 
 
 def test_what_is_the_same_is_planned_once(generator: torch.Generator) -> None:

@@ -35,8 +35,7 @@ def test_a_run_ends_with_its_work() -> None:
     short, long = (
         least_time(torch_run(Busy(cycles), (x,)), samples=3, warmup=1) for cycles in (10_000_000, 40_000_000)
     )
-    assert short > 1e-3
-    assert 3 < long / short < 5
+    assert long > 2 * short
 
 
 @pytest.mark.parametrize("runtime", ["torch", "onnxruntime"])
@@ -45,7 +44,8 @@ def test_pairs_of_networks_there(runtime: str, generator: torch.Generator) -> No
     before = randomize(RepVGGBlock(4, 4).eval(), generator, x).cuda()
     after = copy.deepcopy(before)
     after.switch_to_deploy()
-    assert benchmark(before, after, (x.cuda(),), [runtime], pairs=10, seconds=1)[runtime].pairs >= 10
+    times = benchmark(before, after, (x.cuda(),), [runtime], pairs=10, seconds=1)[runtime]
+    assert 0 < times.low <= times.ratio <= times.high
 
 
 @pytest.mark.parametrize("runtime", ["torch", "onnxruntime"])

@@ -105,7 +105,8 @@ def verify_modules(
 ) -> Certificate:
     """The certificate of two modules; neither is changed. ``others`` are more (args, kwargs) to run, in place of guessed sizes.
 
-    Float32 is not rounded to TF32 meanwhile: the limits would grow by that rounding, and a fold that is wrong by less would pass.
+    Float32 is computed as ``full_precision`` says: with TF32 the limits would grow by its rounding, and a fold that is wrong by less
+    would pass.
 
     Raises:
         ValueError: one of them is in training mode.

@@ -175,7 +175,7 @@ class Running:
             mean, variance = statistics(norm)
             if (counter := norm.num_batches_tracked) is not None:
                 usual = counter.dtype is torch.int64 and counter.numel() == 1
-                alike = usual and (mean is None or counter.device == mean.device)
+                alike = usual and mean is not None and counter.device == mean.device
                 (self._counters if alike else self._odd_counters).append(counter)
             if mean is not None and variance is not None:
                 self._rows.append(row)
@@ -185,9 +185,9 @@ class Running:
     @torch.no_grad()
     def track(self, mean: Tensor, variance: Tensor, count: int, update: Update | None = None) -> None:
         """One more batch of ``count`` values, with this mean and variance over all of them, (norms, C) each; by ``update``, if any."""
+        momenta = [_momentum(norm) for norm in self._norms]
         for counter in self._odd_counters:
             counter.add_(1)
-        momenta = [_momentum(norm) for norm in self._norms]
         given = self._tensors, self._counters, mean, variance, self._rows, momenta, count / (count - 1)
         (update or _update)(*given)
 

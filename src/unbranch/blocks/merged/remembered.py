@@ -11,7 +11,7 @@ from unbranch.blocks.merged.terms import in_channels_last
 from unbranch.blocks.merged.watch import Watched
 
 SHAPES = 64
-"""Of inputs, for which a sum remembers its plans."""
+"""The most shapes of inputs whose plans a sum remembers."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,7 +23,7 @@ class Known:
 
 
 class Plans:
-    """Those of one sum. What is copied, pickled or of another sum remembers nothing of it."""
+    """Those of one sum. Copies and pickles of it are empty."""
 
     def __init__(self) -> None:
         self.known: Known | None = None
@@ -53,6 +53,8 @@ class Plans:
         if known is not None and asked in known.plans:
             return known.plans[asked]
         branches = {name: branch for name in names if (branch := children[name]) is not None}
+        if len(branches) < len(names):  # torch says so itself when it calls one that is not there
+            return TrainingPlan((), None, dict.fromkeys(names, "a branch is None"))
         terms, apart = read_terms(branches, x)
         plan = plan_terms(branches, terms, apart, x, training)
         if not apart and all(p is None or p.is_leaf for term in terms for p in term.parameters):
