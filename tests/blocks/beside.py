@@ -54,6 +54,29 @@ def results(block: nn.Module, x: Tensor, steps: int = 2) -> dict[str, Tensor]:
     return {name: value.detach().double() for name, value in found.items()}
 
 
+def beside_zero(channels: int, size: Sequence[int], layout: str, generator: torch.Generator) -> Tensor:
+    """Three pictures whose mean is not 0, in float64."""
+    x = 2 * torch.randn(3, channels, *size, dtype=torch.float64, generator=generator) + 1
+    return x.contiguous(memory_format=LAYOUTS[layout])
+
+
+def without_and_in_autocast(block: nn.Module, x: Tensor, dtype: torch.dtype) -> list[dict[str, Tensor]]:
+    """All gradients of a merged block, by a backward outside of autocast, then by one in it."""
+    found = []
+    for inside in (False, True):
+        block.zero_grad()
+        given = x.clone().requires_grad_()
+        assert sum_of(block).training_plan(given).merged
+        y = block(given)
+        with torch.autocast(x.device.type, dtype=dtype, enabled=inside):
+            y.square().sum().backward()
+            assert torch.is_autocast_enabled(x.device.type) == inside
+        assert given.grad is not None
+        grads = {name: p.grad for name, p in block.named_parameters() if p.grad is not None}
+        found.append({"input": given.grad, **grads})
+    return found
+
+
 def worst(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
     """The largest error, NaN where there is one: Python's own ``max`` would pass over it."""
     assert found.keys() == expected.keys()

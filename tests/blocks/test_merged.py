@@ -17,6 +17,7 @@ from tests.blocks.beside import (
     alike,
     apart_by,
     as_near,
+    beside_zero,
     branched,
     drawn,
     needs_kernels,
@@ -76,8 +77,7 @@ def test_everything_is_the_branches_own(
     block = drawn(make, stride, generator)
     channels = channels_of(case)
     for size in ((33, 20), (9, 7), (3, 2)):  # the shift is the mean itself until windows are many
-        x = 2 * torch.randn(3, channels, *size, dtype=torch.float64, generator=generator) + 1
-        x = x.contiguous(memory_format=LAYOUTS[layout])
+        x = beside_zero(channels, size, layout, generator)
         plan = sum_of(block).training_plan(x)
         if not (case == "wide depthwise" and stride == 2):
             assert plan.road == road, str(plan)

@@ -19,6 +19,8 @@ from tests.blocks.beside import (
     results,
     sum_of,
     tangent,
+    without_and_in_autocast,
+    worst,
 )
 from tests.blocks.test_merged import MobileOne, RepVGG
 from tests.support import fold_error, randomize
@@ -146,18 +148,8 @@ def test_backward_inside_autocast_is_in_the_inputs_own_precision(
         monkeypatch.setattr(f"unbranch.blocks.merged.{place}.has_kernels", lambda _: False)
     block = randomize(make(num_branches=3), generator)
     x = torch.randn(4, 8, 9, 7, generator=generator)
-    found = []
-    for inside in (False, True):
-        block.zero_grad()
-        given = x.clone().requires_grad_()
-        assert sum_of(block).training_plan(given).merged
-        y = block(given)
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=inside):
-            y.square().sum().backward()
-            assert torch.is_autocast_enabled("cpu") == inside
-        found.append([given.grad, *(p.grad for p in block.parameters())])
-    for plain, cast in zip(*found, strict=True):
-        assert torch.equal(plain, cast)
+    outside, inside = without_and_in_autocast(block, x, torch.bfloat16)
+    assert worst(inside, outside) == 0
 
 
 @needs_kernels

@@ -7,7 +7,18 @@ import pytest
 import torch
 from torch import nn
 
-from tests.blocks.beside import LAYOUTS, apart_by, branched, drawn, errors, results, sum_of, worst
+from tests.blocks.beside import (
+    LAYOUTS,
+    apart_by,
+    beside_zero,
+    branched,
+    drawn,
+    errors,
+    results,
+    sum_of,
+    without_and_in_autocast,
+    worst,
+)
 from tests.blocks.test_merged import CASES, MobileOne, RepVGG, channels_of
 from tests.gpu.devices import WAYS, on_gpu, tf32
 from tests.support import randomize
@@ -30,8 +41,7 @@ def test_everything_is_the_branches_own(
     make, road = CASES[case]
     block = drawn(make, stride, generator).cuda()
     for size in ((33, 20), (9, 7)):
-        x = 2 * torch.randn(3, channels_of(case), *size, dtype=torch.float64, generator=generator) + 1
-        x = x.cuda().contiguous(memory_format=LAYOUTS[layout])
+        x = beside_zero(channels_of(case), size, layout, generator).cuda()
         plan = sum_of(block).training_plan(x)
         assert plan.road == road or road in ("depthwise", "channelwise"), str(plan)
         assert plan.road != "depthwise"
@@ -65,18 +75,8 @@ def test_autocast_around_backward_takes_nothing_from_it(
 ) -> None:
     block = randomize(make(num_branches=3), generator).cuda()
     x = torch.randn(4, 8, 9, 7, generator=generator).cuda()
-    found = []
-    for inside in (False, True):
-        block.zero_grad()
-        given = x.clone().requires_grad_()
-        assert sum_of(block).training_plan(given).merged
-        y = block(given)
-        with torch.autocast("cuda", dtype=dtype, enabled=inside):
-            y.square().sum().backward()
-        assert given.grad is not None
-        grads = {name: p.grad for name, p in block.named_parameters() if p.grad is not None}
-        found.append({"input": given.grad, **grads})
-    assert worst(found[1], found[0]) <= 4 * ULP
+    outside, inside = without_and_in_autocast(block, x, dtype)
+    assert worst(inside, outside) <= 4 * ULP
 
 
 def test_autocast_around_forward_keeps_the_branches(generator: torch.Generator) -> None:
