@@ -25,7 +25,8 @@ from tests.blocks.beside import (
 from tests.blocks.test_merged import MobileOne, RepVGG
 from tests.support import fold_error, randomize
 from unbranch.blocks import MobileOneBlock, RepConvN, Sum
-from unbranch.blocks.merged import compiled
+from unbranch.blocks.merged import compiled, roads, run
+from unbranch.fold.precision import precision_of
 
 WRONG: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "more channels": (lambda: MobileOne(8, 16, 1, num_branches=2), (4, 16, 7, 7)),
@@ -313,3 +314,30 @@ def test_threads_change_no_bit_of_strided_windows(generator: torch.Generator) ->
         torch.set_num_threads(before)
     for name, value in found[0].items():
         assert torch.equal(value, found[1][name]), name
+
+
+def test_products_are_in_full_precision_both_ways(
+    monkeypatch: pytest.MonkeyPatch, generator: torch.Generator
+) -> None:
+    """Whatever is allowed beside, on a machine whose processor has bfloat16 or not."""
+    noted: list[str] = []
+
+    def noting(step: Callable[..., Any]) -> Callable[..., Any]:
+        def noted_step(*given: Any) -> Any:
+            noted.append(precision_of(("mkldnn", "matmul")))
+            return step(*given)
+
+        return noted_step
+
+    monkeypatch.setattr(roads, "has_kernels", lambda _: False)
+    monkeypatch.setattr(run, "has_kernels", lambda _: False)
+    for name in ("fold", "unfold"):
+        monkeypatch.setattr(roads, name, noting(vars(roads)[name]))
+    block = randomize(MobileOne(8, 8, 1, num_branches=3), generator)
+    torch._C._set_fp32_precision_setter("mkldnn", "matmul", "bf16")
+    try:
+        block(torch.randn(4, 8, 9, 7, generator=generator)).sum().backward()
+        assert precision_of(("mkldnn", "matmul")) == "bf16"
+    finally:
+        torch._C._set_fp32_precision_setter("mkldnn", "matmul", "none")
+    assert noted == ["ieee", "ieee"]

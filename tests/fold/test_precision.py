@@ -70,20 +70,20 @@ WAYS: dict[str, Callable[[], None]] = {
 }
 
 
-@pytest.fixture(params=WAYS)
-def allowed(request: pytest.FixtureRequest) -> Iterator[list[str]]:
-    """What holds, where so much is allowed; as torch starts again afterwards."""
-    assert settings() == STARTS
-    WAYS[request.param]()
-    yield settings()
+def as_torch_starts() -> None:
     torch.set_float32_matmul_precision("highest")
     BACKENDS.cudnn.allow_tf32 = True
     for setting in (*PARENTS, *OPS):
-        value = "tf32" if setting in (("cuda", "conv"), ("cuda", "rnn")) else "none"
-        torch._C._set_fp32_precision_setter(*setting, value)
+        allow(setting, "tf32" if setting in (("cuda", "conv"), ("cuda", "rnn")) else "none")()
 
 
-STARTS = settings()
+@pytest.fixture(params=WAYS)
+def allowed(request: pytest.FixtureRequest) -> Iterator[list[str]]:
+    """What holds, where so much is allowed; whatever other tests left."""
+    as_torch_starts()
+    WAYS[request.param]()
+    yield settings()
+    as_torch_starts()
 
 
 def test_a_certificate_is_in_full_precision(allowed: list[str]) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from unbranch.blocks.merged.precision import full_precision
+from unbranch.blocks.merged.precision import exact_moments
 from unbranch.blocks.merged.terms import by_steps
 
 
@@ -79,7 +79,7 @@ class Merged(torch.autograd.Function):
         pixels = y.movedim(1, -1)
         direct = pixels.is_contiguous()
         rows = pixels if direct else torch.empty(pixels.shape, dtype=x.dtype, device=x.device)
-        with full_precision(x.device):
+        with exact_moments(x.device):
             kept, mean, variance = call.road.forward(x, rows.flatten(0, -2), parameters)
         if not direct:
             pixels.copy_(rows)
@@ -97,7 +97,7 @@ class Merged(torch.autograd.Function):
             dx, *found = by_torch(partial(_branched, ctx.call), (x, *parameters), grads[0], needed)
             return dx, None, *found
         g = grads[0].movedim(1, -1).flatten(0, -2)
-        with full_precision(x.device):
+        with exact_moments(x.device):
             kept = Remembered(mean, spread, inverse)
             dx, found = ctx.call.road.backward(x, g, kept, parameters, needed)
         return dx, None, *found
@@ -114,7 +114,7 @@ def by_torch(
 ) -> tuple[Tensor | None, ...]:
     """The gradients that are needed of ``run(*inputs)``, by torch's own steps: to be differentiated again, or many at a time."""
     again = torch.is_grad_enabled()
-    with torch.enable_grad(), full_precision(g.device):
+    with torch.enable_grad(), exact_moments(g.device):
         # Of aliases: one input may be what another was made of, and that way is not this call's.
         own = [None if one is None else one.view_as(one) for one in inputs]
         wanted = [one for one, need in zip(own, needed, strict=True) if one is not None and need]

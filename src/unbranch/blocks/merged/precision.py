@@ -9,7 +9,7 @@ from unbranch.fold.precision import exact_products
 
 
 @contextmanager
-def full_precision(device: torch.device) -> Iterator[None]:
+def exact_moments(device: torch.device) -> Iterator[None]:
     """No autocast, no TF32 and no bfloat16 inside matrix products on this device; the process's setting again afterwards."""
     if torch.is_autocast_enabled(device.type):  # in backward only: forward keeps the branches there
         with torch.autocast(device.type, enabled=False), exact_products(device):
